@@ -1,0 +1,202 @@
+"""What a batch holds, and which logits a step made of it, for any LightningModule.
+
+The conventions are the ecosystem's; where they do not reach, one escape serves every callback:
+``adapter(pl_module, batch) -> (inputs, targets, forward)``, as a callback's argument or as a method
+``adapter(batch)`` of the module.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
+TARGET_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+class Example(NamedTuple):
+    """A batch, taken apart.
+
+    Attributes:
+        inputs: what ``forward`` takes.
+        targets: as the batch held them.
+        forward: maps inputs to the model's output.
+    """
+
+    inputs: Any
+    targets: Any
+    forward: Callable[[Any], Any]
+
+
+Adapter = Callable[[Any, Any], tuple[Any, Any, Callable[[Any], Any]]]
+
+
+class BatchError(TypeError):
+    """A batch, or a model's output, that is not a classifier's by the known conventions."""
+
+
+def describe(value: Any, depth: int = 2) -> str:
+    """Say what a batch is made of, for an error message.
+
+    Example:
+        >>> describe({"a": torch.zeros(2, 3), "b": [1, 2]})
+        "{'a': float32 (2, 3), 'b': [int, int]}"
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if depth and isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k!r}: {describe(v, depth - 1)}' for k, v in value.items())}}}"
+    if depth and isinstance(value, list | tuple):
+        shown = ", ".join(describe(v, depth - 1) for v in value[:4])
+        return f"[{shown}{', ...' if len(value) > 4 else ''}]"
+    return type(value).__name__
+
+
+def read_batch(pl_module: Any, batch: Any, who: str, adapter: Adapter | None = None) -> Example:
+    """Find inputs, targets and forward of a batch.
+
+    In this order: ``adapter``; the module's own ``adapter`` method; a sequence ``(inputs, targets,
+    ...)``; a mapping with one of `TARGET_KEYS` and one of `INPUT_KEYS`, or with ``input_ids``: it
+    is passed whole, as keyword arguments, less the targets.
+
+    Raises:
+        BatchError: naming ``who``, the batch's structure and the argument to pass.
+    """
+    if adapter is not None:
+        return Example(*adapter(pl_module, batch))
+    if callable(own := getattr(pl_module, "adapter", None)):
+        return Example(*own(batch))
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
+        return Example(batch[0], batch[1], pl_module)
+    if isinstance(batch, Mapping):
+        target = next((key for key in TARGET_KEYS if key in batch), None)
+        source = next((key for key in INPUT_KEYS if key in batch), None)
+        if target is not None and source is not None:
+            return Example(batch[source], batch[target], pl_module)
+        if target is not None and "input_ids" in batch:
+            rest = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
+            return Example(rest, batch[target], lambda inputs: pl_module(**inputs))
+    raise BatchError(
+        f"{who} cannot tell inputs from targets in a batch {describe(batch)}. It knows tuples "
+        f"(inputs, targets, ...) and mappings with one of {INPUT_KEYS} or 'input_ids' and one of "
+        f"{TARGET_KEYS}. {ADAPTER_HINT}"
+    )
+
+
+ADAPTER_HINT = (
+    "Pass adapter=lambda pl_module, batch: (inputs, targets, forward), or give the module a method "
+    "adapter(batch) that returns them"
+)
+
+
+def class_targets(targets: Any, num_classes: int, who: str) -> Tensor:
+    """Return targets as int64 (N,); soft targets (N, C) become each example's heaviest class.
+
+    Raises:
+        BatchError: where the task is no single-label classification.
+    """
+    if isinstance(targets, Tensor):
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets.squeeze(1)
+        if targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex():
+            return targets.long()
+        if targets.shape[1:] == (num_classes,) and targets.is_floating_point():
+            total = targets.detach().sum(1)
+            if torch.allclose(total, torch.ones_like(total), atol=1e-3):
+                return targets.argmax(1)
+    raise BatchError(
+        f"{who} is for classification, but the targets are {describe(targets)} beside logits of "
+        f"{num_classes} classes: expected class indices (N,) or probabilities (N, {num_classes}). "
+        f"For another task remove {who}; otherwise: {ADAPTER_HINT}"
+    )
+
+
+def as_logits(output: Any) -> Tensor | None:
+    """Return the logits in a model's output, detached, or None where there are none.
+
+    Logits are a floating tensor (N, C) with C >= 2; the output is that tensor, a mapping or an
+    object with ``logits``, or a tuple whose first item is the logits.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
+        return output.detach() if output.shape[1] >= 2 else None
+    return None
+
+
+class Caught(NamedTuple):
+    """Logits caught on their way, and what speaks for or against them.
+
+    Attributes:
+        logits: (N, C), detached.
+        source: the module that put them out.
+        rivals: descriptions of other outputs that might have been meant.
+    """
+
+    logits: Tensor
+    source: str
+    rivals: tuple[str, ...]
+
+
+class LogitsTap:
+    """Catches the logits that a step's own forward makes, so that none is made a second time.
+
+    Hooks stand on the LightningModule and on the modules it calls directly (its children, looked
+    for through ModuleList and ModuleDict, which are never called themselves). Hooks only look:
+    outputs are detached and passed on untouched.
+
+    Attributes:
+        armed: whether outputs are kept at the moment.
+    """
+
+    def __init__(self, pl_module: nn.Module) -> None:
+        self.armed = False
+        self._seen: list[tuple[str, Tensor]] = []
+        entries = [("forward", pl_module), *_callable_children(pl_module)]
+        self._hooks = [module.register_forward_hook(self._hook(name)) for name, module in entries]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _args: Any, output: Any) -> None:
+            if self.armed and (logits := as_logits(output)) is not None:
+                self._seen.append((name, logits))
+
+        return look
+
+    def take(self, rows: int, num_classes: int | None = None) -> Caught | None:
+        """Return the step's logits, and forget all outputs.
+
+        Of the outputs with as many rows as the batch (and ``num_classes`` columns, where known),
+        the module's own ``forward`` comes first, then its children; of several, the last.
+        """
+        fit = [
+            (name, logits)
+            for name, logits in self._seen
+            if len(logits) == rows and num_classes in (None, logits.shape[1])
+        ]
+        self._seen = []
+        own = [(name, logits) for name, logits in fit if name == "forward"]
+        candidates = own or fit
+        if not candidates:
+            return None
+        *others, (name, logits) = candidates
+        rivals = tuple(f"{other} (width {x.shape[1]})" for other, x in others)
+        return Caught(logits, name, rivals)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._seen, self.armed = [], False
+
+
+def _callable_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _callable_children(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child

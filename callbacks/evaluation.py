@@ -1,0 +1,188 @@
+"""One pass over one loader, example by example: what PerClassMonitor keeps until it writes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+
+from firstlight.callbacks.batches import (
+    ADAPTER_HINT,
+    Adapter,
+    BatchError,
+    LogitsTap,
+    as_logits,
+    class_targets,
+    read_batch,
+)
+from firstlight.callbacks.records import gather
+from firstlight.functional import ExampleScores, PerClassCounts, example_positions, score_examples
+
+WHO = "PerClassMonitor"
+
+
+class Evaluation:
+    """Counts and scores of one pass over one loader, on one rank until `finish`.
+
+    Args:
+        split: its name in tables and keys.
+        loader: gives the sampler, which says which examples are repeats, and the data set.
+        num_classes: width of the logits, where known beforehand.
+        ignore_index: targets that mean "no label".
+
+    Attributes:
+        in_order: whether positions are indices of the data set.
+        result: columns of the counts, over all ranks, after `finish`.
+        table: columns of the table ``predictions``, over all ranks, after `collect`.
+    """
+
+    def __init__(
+        self, split: str, loader: Any, num_classes: int | None, ignore_index: int | None
+    ) -> None:
+        self.split = split
+        self.dataset = getattr(loader, "dataset", None)
+        self._sampler = getattr(loader, "sampler", None)
+        self._expected = num_classes
+        self._ignore_index = ignore_index
+        self.in_order = _visits_in_order(self._sampler)
+        self.metric: PerClassCounts | None = None
+        self._scores: list[ExampleScores] = []
+        self._positions: list[Tensor] = []
+        self._seen = 0
+        self.result: dict[str, Tensor] = {}
+        self.table: dict[str, NDArray[Any]] = {}
+        self.step = self.epoch = 0
+
+    def update(
+        self, pl_module: Any, batch: Any, tap: LogitsTap, adapter: Adapter | None
+    ) -> list[str]:
+        """Count a batch by the logits that ``tap`` caught.
+
+        Returns:
+            Sentences that the user should read once.
+        """
+        inputs, targets, forward = read_batch(pl_module, batch, WHO, adapter)
+        rows = len(targets) if isinstance(targets, Tensor) and targets.ndim else 0
+        caught = tap.take(rows, self.metric.num_classes if self.metric else self._expected)
+        tap.armed = False
+        notes = []
+        if caught is None:
+            logits = _second_forward(pl_module, forward, inputs, targets)
+            notes.append(
+                "the step's own forward showed no logits (N, C), so every batch is put through the "
+                "model a second time. Call self(...) or a child module in the step to avoid that."
+            )
+        else:
+            logits = caught.logits
+            notes.append(f"logits are the output of {caught.source}, {logits.shape[1]} classes.")
+            if caught.rivals and caught.source != "forward" and self._expected is None:
+                notes.append(
+                    f"other outputs in the step: {', '.join(sorted(set(caught.rivals)))}. If one "
+                    f"of those is the logits: {ADAPTER_HINT}."
+                )
+        if isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2:
+            notes.append("targets are probabilities; examples count for their heaviest class.")
+        self._count(logits, class_targets(targets, logits.shape[1], WHO).to(logits.device))
+        return notes
+
+    def _count(self, logits: Tensor, targets: Tensor) -> None:
+        positions = example_positions(self._sampler, self._seen, len(targets))
+        self._seen += len(targets)
+        kept = positions >= 0
+        if self._ignore_index is not None:
+            kept &= (targets != self._ignore_index).cpu()
+        if not kept.all():
+            on_device = kept.to(logits.device)
+            logits, targets, positions = logits[on_device], targets[on_device], positions[kept]
+        if self.metric is None:
+            # MPS has no float64: the sums live on the CPU there.
+            home = "cpu" if logits.device.type == "mps" else logits.device
+            self.metric = PerClassCounts(logits.shape[1]).to(home)
+        scores = score_examples(logits, targets)
+        self.metric.update(scores)
+        self._scores.append(scores)
+        self._positions.append(positions)
+
+    def finish(self, step: int, epoch: int) -> None:
+        """Sum over ranks. Collective."""
+        if self.metric is None:
+            raise RuntimeError("agree() gives every evaluation a metric before finish()")
+        self.result = self.metric.compute()
+        self.step, self.epoch = step, epoch
+
+    def collect(self) -> None:
+        """Join the predictions of all ranks in ``table``, in the order of positions. Collective."""
+        columns: dict[str, NDArray[Any]] = {}
+        for name in ExampleScores._fields:
+            parts = [getattr(scores, name).cpu() for scores in self._scores]
+            columns[name] = (torch.cat(parts) if parts else torch.empty(0)).numpy()
+        positions = [p.numpy() for p in self._positions]
+        columns["idx"] = np.concatenate(positions or [np.empty(0, np.int64)])
+        ranks = [rank for rank in gather(columns) if len(rank["idx"])]
+        merged = {name: np.concatenate([r[name] for r in ranks]) for name in columns if ranks}
+        if merged:
+            order = np.argsort(merged["idx"], kind="stable")
+            self.table = {name: values[order] for name, values in merged.items()}
+
+    def paths(self) -> list[str] | None:
+        """File of each example of ``table``, where the data set knows files."""
+        files = getattr(self.dataset, "paths", None)
+        if files is None and (samples := getattr(self.dataset, "samples", None)) is not None:
+            files = [sample[0] for sample in samples]
+        return None if files is None else [str(files[i]) for i in self.table["idx"]]
+
+
+def agree(running: dict[str, Evaluation]) -> list[Evaluation]:
+    """Give all ranks the same evaluations in the same order, those included that a rank missed.
+
+    Collective: a rank that saw no batch of a split still takes part in its sum.
+    """
+    widths: dict[str, int] = {}
+    for rank in gather({s: e.metric.num_classes for s, e in running.items() if e.metric}):
+        widths |= rank
+    evaluations = []
+    for split, width in sorted(widths.items()):
+        evaluation = running.get(split) or Evaluation(split, None, width, None)
+        evaluation.metric = evaluation.metric or PerClassCounts(width)
+        evaluations.append(evaluation)
+    return evaluations
+
+
+def _visits_in_order(sampler: object) -> bool:
+    if isinstance(sampler, DistributedSampler):
+        return not sampler.shuffle
+    # Lightning wraps a sequential sampler for some stages; anything else is unknown.
+    return isinstance(sampler, SequentialSampler) or (
+        sampler is not None
+        and not isinstance(sampler, RandomSampler)
+        and isinstance(getattr(sampler, "sampler", None), SequentialSampler)
+    )
+
+
+def _second_forward(pl_module: Any, forward: Any, inputs: Any, targets: Any) -> Tensor:
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), _evaluating(pl_module):
+        output = forward(inputs)
+    logits = as_logits(output)
+    if logits is None or not isinstance(targets, Tensor) or len(logits) != len(targets):
+        shape = tuple(getattr(output, "shape", ())) or type(output).__name__
+        raise BatchError(
+            f"{WHO} is for classification, but found no logits (N, C) with one row a target: "
+            f"forward returned {shape}. {ADAPTER_HINT}"
+        )
+    return logits
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training

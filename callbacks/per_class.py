@@ -1,0 +1,340 @@
+"""PerClassMonitor: what an evaluation does to every class, in anyone's trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import Callback
+
+from firstlight.callbacks.batches import Adapter, LogitsTap
+from firstlight.callbacks.classes import Classes, find_classes, named_loaders
+from firstlight.callbacks.evaluation import Evaluation, agree
+from firstlight.callbacks.per_class_report import save_examples, show_worst
+from firstlight.callbacks.records import RunRecords, log_scalars, say
+from firstlight.functional import confusion_pairs, summarise_classes
+from firstlight.runfolder import fingerprint
+
+Stage = Literal["train", "val", "test"]
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+
+
+class PerClassMonitor(Callback):
+    """Counts, for every class, what an evaluation did to it; changes nothing.
+
+    Each epoch of each stage (and of each loader, where there are several) logs the twelve scalars
+    ``<stage>/per_class/`` micro, macro, min, p1, p5, worst_1pct, std, worst_class, absent, many,
+    medium, few (see `firstlight.functional.summarise_classes`), and writes the table ``per_class``
+    of the run folder. The last epoch's predictions, confusions and worst examples are written when
+    fit, validate or test end, with a printed table of the worst classes.
+
+    Logits are caught on their way through the step's own forward: no second forward pass. Under
+    ``DistributedSampler`` padded repeats are not counted. Memory: linear in the classes, and 52
+    bytes an example for the predictions of an epoch.
+
+    The stage ``train`` counts while the weights move, on augmented inputs, under soft targets
+    against the heaviest class; it writes no predictions.
+
+    Args:
+        stages: any of ``"train"``, ``"val"``, ``"test"``.
+        class_names: one a class; otherwise from the data module or the data set.
+        class_counts: training examples of each class, for the shot groups; otherwise likewise.
+        shot_thresholds: few below the first, many above the second.
+        predictions_every_n_epochs: also write predictions and confusions every n epochs; None
+            writes them once, at the end.
+        ignore_index: targets that mean "no label".
+        worst: how many of the worst classes are printed and illustrated.
+        run_dir: the run folder, by default ``<trainer.log_dir>/firstlight``.
+        adapter: ``(pl_module, batch) -> (inputs, targets, forward)`` for unusual batches.
+
+    Raises:
+        ValueError: on a bad argument.
+        BatchError: at the first batch (of the sanity check, in a fit) that is no classifier's.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage] = ("val", "test"),
+        class_names: Sequence[str] | None = None,
+        class_counts: Sequence[int] | None = None,
+        shot_thresholds: tuple[int, int] = (20, 100),
+        predictions_every_n_epochs: int | None = None,
+        ignore_index: int | None = None,
+        worst: int = 10,
+        run_dir: str | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        unknown = sorted(set(stages) - set(STAGES))
+        if unknown or not stages or isinstance(stages, str):
+            raise ValueError(f"stages must be a list of {STAGES}, got {stages!r}")
+        if predictions_every_n_epochs is not None and predictions_every_n_epochs < 1:
+            raise ValueError(
+                f"predictions_every_n_epochs must be at least 1, or None for the last epoch only, "
+                f"not {predictions_every_n_epochs}"
+            )
+        if worst < 1:
+            raise ValueError(f"worst must be at least 1, not {worst}")
+        few, many = shot_thresholds
+        if not 0 < few <= many:
+            raise ValueError(f"shot_thresholds must satisfy 0 < few <= many, got {shot_thresholds}")
+        self.stages = tuple(stages)
+        self.class_names = class_names
+        self.class_counts = class_counts
+        self.shot_thresholds = (few, many)
+        self.predictions_every_n_epochs = predictions_every_n_epochs
+        self.ignore_index = ignore_index
+        self.worst = worst
+        self.adapter = adapter
+        self.records = RunRecords(run_dir)
+        self._tap: LogitsTap | None = None
+        self._running: dict[str, Evaluation] = {}
+        self._finished: dict[str, Evaluation] = {}
+        self._classes: Classes | None = None
+        self._said: set[str] = set()
+
+    @property
+    def state_key(self) -> str:
+        """Unique per configuration, so that two monitors can run together."""
+        return self._generate_state_key(
+            stages=self.stages, ignore_index=self.ignore_index, worst=self.worst
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run folder, so that a resumed run goes on in it."""
+        return self.records.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the checkpoint's run folder."""
+        self.records.load_state_dict(state_dict)
+
+    # What a stage does, whichever it is.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Put the hooks on; announce what will be measured."""
+        self._tap = LogitsTap(pl_module)
+        self._running, self._finished, self._classes = {}, {}, None
+        self._say_once(
+            trainer,
+            f"PerClassMonitor counts every class in {', '.join(self.stages)}: no extra forward or "
+            "backward pass.",
+        )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the hooks off."""
+        if self._tap is not None:
+            self._tap.remove()
+        self._tap = None
+
+    def _start(self, stage: Stage) -> None:
+        if stage in self.stages:
+            self._running = {}
+
+    def _arm(self, stage: Stage) -> None:
+        if self._tap is not None and stage in self.stages:
+            self._tap.armed = True
+
+    def _update(self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
+        if stage not in self.stages or self._tap is None:
+            return
+        loaders = list(named_loaders(_loaders(trainer, stage)))
+        name, loader = loaders[index]
+        split = stage if len(loaders) == 1 else f"{stage}/{name or index}"
+        if split not in self._running:
+            width = len(self.class_names) if self.class_names is not None else None
+            width = width or getattr(trainer.datamodule, "num_classes", None)
+            self._running[split] = Evaluation(split, loader, width, self.ignore_index)
+        for note in self._running[split].update(pl_module, batch, self._tap, self.adapter):
+            self._say_once(trainer, f"PerClassMonitor: {note}")
+
+    def _finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
+        if stage not in self.stages or trainer.sanity_checking:
+            return
+        self.records.open(trainer, pl_module)
+        for evaluation in agree(self._running):
+            evaluation.finish(trainer.global_step, trainer.current_epoch)
+            self._finished[evaluation.split] = evaluation
+            self._record(trainer, evaluation)
+        self._running = {}
+        every = self.predictions_every_n_epochs
+        if every is not None and (trainer.current_epoch + 1) % every == 0:
+            self._write_predictions(trainer)
+
+    def _record(self, trainer: Any, evaluation: Evaluation) -> None:
+        counts = evaluation.result
+        classes = self._find_classes(trainer, len(counts["n"]))
+        if not counts["n"].any():
+            say(trainer, f"PerClassMonitor: no labelled example in {evaluation.split}.")
+            return
+        summary = summarise_classes(counts, classes.shots)
+        prefix = f"{evaluation.split}/per_class"
+        log_scalars(trainer, {f"{prefix}/{key}": value for key, value in summary.items()})
+        if self.records.folder is not None:
+            columns = {k: v.numpy() for k, v in counts.items() if not k.startswith("top")}
+            columns["class"] = np.arange(len(counts["n"]))
+            self._writer(evaluation)("per_class", columns)
+
+    def _find_classes(self, trainer: Any, num_classes: int) -> Classes:
+        if self._classes is None or len(self._classes.names) != num_classes:
+            self._classes = found = find_classes(
+                trainer, num_classes, self.class_names, self.class_counts, self.shot_thresholds
+            )
+            self._say_once(trainer, f"PerClassMonitor: {'; '.join(found.sources)}.")
+            if self.records.folder is not None:
+                self.records.folder.write(
+                    "classes",
+                    {
+                        "class": range(num_classes),
+                        "name": found.names,
+                        "train_count": found.train_counts,
+                        "full_count": found.full_counts,
+                        "shot": found.shots,
+                    },
+                )
+        return self._classes
+
+    def _write_predictions(self, trainer: Any) -> None:
+        """Write predictions and confusions of the finished evaluations. Collective."""
+        for evaluation in self._finished.values():
+            if evaluation.split == "train":
+                continue
+            evaluation.collect()
+            table = evaluation.table
+            if self.records.folder is None or not table:
+                continue
+            write = self._writer(evaluation)
+            pairs = confusion_pairs(table["target"], table["pred"])
+            write("confusions", dict(zip(("target", "pred", "count"), pairs, strict=True)))
+            if evaluation.in_order:
+                write("predictions", {**table, "path": evaluation.paths()})
+                self.records.folder.update(
+                    split=evaluation.split, targets_sha256=fingerprint(table["target"].tolist())
+                )
+            else:
+                self._say_once(
+                    trainer,
+                    f"PerClassMonitor: {evaluation.split} is not visited in the data set's order, "
+                    "so predictions cannot be told apart by index and the table predictions is not "
+                    "written. Evaluate with a DataLoader that has shuffle=False to get it.",
+                )
+
+    def _writer(self, evaluation: Evaluation) -> Callable[[str, Mapping[str, Any]], Path]:
+        assert self.records.folder is not None
+        return partial(
+            self.records.folder.write,
+            step=evaluation.step,
+            epoch=evaluation.epoch,
+            split=evaluation.split,
+        )
+
+    def _end(self, trainer: Any) -> None:
+        """Write what the last epoch left, and print the worst classes. Collective."""
+        self._write_predictions(trainer)
+        for evaluation in self._finished.values():
+            if not trainer.is_global_zero or self._classes is None or not evaluation.table:
+                continue
+            show_worst(evaluation, self._classes, self.worst)
+            if self.records.folder is not None and evaluation.in_order:
+                note = save_examples(
+                    self.records.folder.path, evaluation, self.worst, trainer.datamodule
+                )
+                say(trainer, note) if note else None
+        self.records.close("finished")
+        if self.records.folder is not None:
+            say(trainer, f"Per-class tables: {self.records.folder.path}")
+
+    def _say_once(self, trainer: Any, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            say(trainer, message)
+
+    # When it happens: Lightning's hooks.
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the epoch before."""
+        self._start("train")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Begin to look."""
+        self._arm("train")
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        self._update("train", trainer, pl_module, batch, 0)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Sum up, log, write."""
+        self._finish("train", trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the epoch before."""
+        self._start("val")
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Begin to look."""
+        self._arm("val")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._update("val", trainer, pl_module, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Sum up, log, write; before checkpoints and early stopping look at the metrics."""
+        self._finish("val", trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget what came before."""
+        self._start("test")
+
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Begin to look."""
+        self._arm("test")
+
+    def on_test_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._update("test", trainer, pl_module, batch, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Sum up, log, write."""
+        self._finish("test", trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the last epoch's predictions; print the worst classes."""
+        self._end(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Likewise, after ``trainer.validate``."""
+        if trainer.state.fn == "validate":
+            self._end(trainer)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Likewise, after ``trainer.test``."""
+        self._end(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Say in the run folder that the run did not end by itself."""
+        self.records.close("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
+
+
+def _loaders(trainer: Any, stage: Stage) -> Any:
+    if stage == "train":
+        return trainer.train_dataloader
+    return trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders

@@ -1,0 +1,192 @@
+"""Where a callback's numbers go: loggers, callback metrics, the run folder, the terminal."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import torch
+import yaml
+from rich.console import Console
+from torch import distributed
+
+from firstlight.runfolder import RunFolder, fingerprint, replacing
+
+console = Console()
+
+_folders: WeakKeyDictionary[Any, dict[str | None, RunFolder]] = WeakKeyDictionary()
+"""Open folders by trainer and ``run_dir`` argument: the callbacks of one run share one folder."""
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every rank's value, in the order of ranks, on every rank. Collective."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def say(trainer: Any, message: str) -> None:
+    """Print a line on the first rank."""
+    if trainer.is_global_zero:
+        console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+def log_scalars(trainer: Any, scalars: Mapping[str, float]) -> None:
+    """Send scalars to every logger at once, at the current step, and to ``callback_metrics``.
+
+    ``self.log`` would drop what is measured between two logging steps.
+    """
+    for key, value in scalars.items():
+        trainer.callback_metrics[key] = torch.tensor(value)
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=trainer.global_step)
+
+
+class RunRecords:
+    """One callback's access to the run folder; every method may be called on every rank.
+
+    Args:
+        run_dir: the folder, or None for ``<trainer.log_dir>/firstlight``; made unique, never
+            overwritten, kept in the checkpoint and used again on resume.
+    """
+
+    def __init__(self, run_dir: str | None = None) -> None:
+        self._run_dir = run_dir
+        self._restored: str | None = None
+        self.folder: RunFolder | None = None
+
+    def open(self, trainer: Any, pl_module: Any) -> None:
+        """Find or make the folder, on the first rank. Collective, since ``log_dir`` is.
+
+        On resuming a fit, what was written after the checkpoint's step is removed: the resumed run
+        writes it again.
+        """
+        if self.folder is not None or trainer.fast_dev_run:
+            return
+        log_dir = trainer.log_dir
+        if not trainer.is_global_zero:
+            return
+        shared = _folders.setdefault(trainer, {})
+        if self._run_dir not in shared:
+            shared[self._run_dir] = self._find(trainer, pl_module, log_dir)
+        self.folder = shared[self._run_dir]
+
+    def _find(self, trainer: Any, pl_module: Any, log_dir: str | None) -> RunFolder:
+        if self._restored is not None and Path(self._restored, "run.json").exists():
+            folder = RunFolder.open(self._restored)
+            if trainer.state.fn == "fit":
+                folder.truncate(trainer.global_step)
+                folder.update(status="running")
+            return folder
+        if self._restored is not None:
+            say(
+                trainer,
+                f"The run folder {self._restored} of the checkpoint is gone; a new one is made.",
+            )
+        config = describe_run(trainer, pl_module)
+        path = Path(self._run_dir or Path(log_dir or ".", "firstlight"))
+        folder = RunFolder.create(path, status="running", **_identity(trainer, pl_module, config))
+        with replacing(folder.path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+        return folder
+
+    def close(self, status: str) -> None:
+        """Say in ``run.json`` how the run ended; a later use opens the same folder again."""
+        if self.folder is not None:
+            self.folder.update(status=status)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        path = self._restored if self.folder is None else str(self.folder.path)
+        return {"run_dir": path}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Use the checkpoint's folder from here on."""
+        self._restored = state.get("run_dir")
+
+
+def describe_run(trainer: Any, pl_module: Any) -> dict[str, Any]:
+    """The run's configuration, as far as hyper-parameters tell it, as plain values."""
+    datamodule = trainer.datamodule
+    settings = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
+    return {
+        "model": {"class_path": _path(pl_module), "init_args": _hparams(pl_module)},
+        "data": None
+        if datamodule is None
+        else {"class_path": _path(datamodule), "init_args": _hparams(datamodule)},
+        "trainer": {key: _plain(getattr(trainer, key, None)) for key in settings}
+        | {"precision": str(trainer.precision), "world_size": trainer.world_size},
+    }
+
+
+def _identity(trainer: Any, pl_module: Any, config: dict[str, Any]) -> dict[str, Any]:
+    names = getattr(trainer.datamodule, "class_names", None)
+    recipe = {
+        part: {
+            k: v
+            for k, v in ((values or {}).get("init_args") or values or {}).items()
+            if k != "seed"
+        }
+        for part, values in config.items()
+    }
+    data = (config["data"] or {}).get("init_args", {})
+    return {
+        "run_id": uuid4().hex[:12],
+        "seed": _hparams(pl_module).get("seed", os.environ.get("PL_GLOBAL_SEED")),
+        "recipe_hash": fingerprint(recipe),
+        "dataset": (config["data"] or {}).get("class_path"),
+        "classes_sha256": fingerprint(list(names)) if names is not None else None,
+        "resolution": data.get("img_size"),
+        "weights": "ema" if _averages_weights(trainer) else "raw",
+        "versions": {name: _version(name) for name in ("firstlight", "torch", "lightning", "timm")}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def _averages_weights(trainer: Any) -> bool:
+    """Whether a callback evaluates averaged weights, from either of Lightning's two packages."""
+    kinds = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
+    return bool(kinds & {"WeightAveraging", "StochasticWeightAveraging"})
+
+
+def _path(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _hparams(thing: Any) -> dict[str, Any]:
+    values = {k: _plain(v) for k, v in dict(getattr(thing, "hparams", {})).items()}
+    return {k: v for k, v in values.items() if not k.startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the user's working folder, where git knows one."""
+    try:
+        run = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

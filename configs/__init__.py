@@ -1,0 +1,1 @@
+"""WHICH values: YAML files, composable on the command line."""

@@ -1,0 +1,1 @@
+"""WHO is trained: timm backbones with a loss and an optimiser."""
