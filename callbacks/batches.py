@@ -97,14 +97,13 @@ def class_targets(targets: Any, num_classes: int, who: str) -> Tensor:
         BatchError: where the task is no single-label classification.
     """
     if isinstance(targets, Tensor):
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = targets.squeeze(1)
-        if targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex():
-            return targets.long()
-        if targets.shape[1:] == (num_classes,) and targets.is_floating_point():
-            total = targets.detach().sum(1)
+        found: Tensor = targets.squeeze(1) if targets.shape[1:] == (1,) else targets
+        if found.ndim == 1 and not found.is_floating_point() and not found.is_complex():
+            return found.long()
+        if found.shape[1:] == (num_classes,) and found.is_floating_point():
+            total = found.detach().sum(1)
             if torch.allclose(total, torch.ones_like(total), atol=1e-3):
-                return targets.argmax(1)
+                return found.argmax(1)
     raise BatchError(
         f"{who} is for classification, but the targets are {describe(targets)} beside logits of "
         f"{num_classes} classes: expected class indices (N,) or probabilities (N, {num_classes}). "

@@ -155,6 +155,8 @@ def agree(running: dict[str, Evaluation]) -> list[Evaluation]:
 def _visits_in_order(sampler: object) -> bool:
     if isinstance(sampler, DistributedSampler):
         return not sampler.shuffle
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        return False  # each rank visits a share of its own choosing
     # Lightning wraps a sequential sampler for some stages; anything else is unknown.
     return isinstance(sampler, SequentialSampler) or (
         sampler is not None

@@ -88,7 +88,8 @@ class PerClassMonitor(Callback):
         self.adapter = adapter
         self.records = RunRecords(run_dir)
         self._tap: LogitsTap | None = None
-        self._running: dict[str, Evaluation] = {}
+        # By stage: a validation runs in the middle of a training epoch.
+        self._running: dict[Stage, dict[str, Evaluation]] = {}
         self._finished: dict[str, Evaluation] = {}
         self._classes: Classes | None = None
         self._said: set[str] = set()
@@ -127,8 +128,7 @@ class PerClassMonitor(Callback):
         self._tap = None
 
     def _start(self, stage: Stage) -> None:
-        if stage in self.stages:
-            self._running = {}
+        self._running[stage] = {}
 
     def _arm(self, stage: Stage) -> None:
         if self._tap is not None and stage in self.stages:
@@ -140,22 +140,22 @@ class PerClassMonitor(Callback):
         loaders = list(named_loaders(_loaders(trainer, stage)))
         name, loader = loaders[index]
         split = stage if len(loaders) == 1 else f"{stage}/{name or index}"
-        if split not in self._running:
+        running = self._running[stage]
+        if split not in running:
             width = len(self.class_names) if self.class_names is not None else None
             width = width or getattr(trainer.datamodule, "num_classes", None)
-            self._running[split] = Evaluation(split, loader, width, self.ignore_index)
-        for note in self._running[split].update(pl_module, batch, self._tap, self.adapter):
+            running[split] = Evaluation(split, loader, width, self.ignore_index)
+        for note in running[split].update(pl_module, batch, self._tap, self.adapter):
             self._say_once(trainer, f"PerClassMonitor: {note}")
 
     def _finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
         if stage not in self.stages or trainer.sanity_checking:
             return
         self.records.open(trainer, pl_module)
-        for evaluation in agree(self._running):
+        for evaluation in agree(self._running.pop(stage)):
             evaluation.finish(trainer.global_step, trainer.current_epoch)
             self._finished[evaluation.split] = evaluation
             self._record(trainer, evaluation)
-        self._running = {}
         every = self.predictions_every_n_epochs
         if every is not None and (trainer.current_epoch + 1) % every == 0:
             self._write_predictions(trainer)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import yaml
@@ -60,6 +60,7 @@ class RunRecords:
     def __init__(self, run_dir: str | None = None) -> None:
         self._run_dir = run_dir
         self._restored: str | None = None
+        self._opened_for: ref[Any] | None = None
         self.folder: RunFolder | None = None
 
     def open(self, trainer: Any, pl_module: Any) -> None:
@@ -68,7 +69,11 @@ class RunRecords:
         On resuming a fit, what was written after the checkpoint's step is removed: the resumed run
         writes it again.
         """
-        if self.folder is not None or trainer.fast_dev_run:
+        # Asked alike on all ranks: only the first has a folder, and log_dir is collective.
+        if self._opened_for is not None and self._opened_for() is trainer:
+            return
+        self._opened_for, self.folder = ref(trainer), None
+        if trainer.fast_dev_run:
             return
         log_dir = trainer.log_dir
         if not trainer.is_global_zero:

@@ -1,0 +1,97 @@
+"""The contract under plain ``strategy="ddp"`` on two gloo processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ddp_worker
+import pytest
+import torch
+from contract_table import CALLBACKS, MODULES
+
+from firstlight.runfolder import RunFolder
+
+pytestmark = pytest.mark.slow
+both = pytest.mark.parametrize("module", ddp_worker.MODULES_RUN)
+every_callback = pytest.mark.parametrize("name", CALLBACKS)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """What two ranks saw; one pair of processes runs all cases, since starting them is slow."""
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = subprocess.run(
+        [*command, ddp_worker.__file__, str(folder)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+def assert_weights_equal(a, b):
+    # BatchNorm's running statistics are each rank's own until the next forward broadcasts rank 0's.
+    learned = [key for key in a["weights"] if "running" not in key]
+    assert all(torch.equal(a["weights"][key], b["weights"][key]) for key in learned)
+
+
+@every_callback
+@both
+def test_ranks_stay_identical_and_agree(ranks, name, module):
+    a, b = (seen[name, module, "fit"] for seen in ranks[1])
+    assert_weights_equal(a, b)
+    own = [key for key in a["metrics"] if key in CALLBACKS[name].keys]
+    assert own
+    assert {k: a["metrics"][k] for k in own} == pytest.approx(
+        {k: b["metrics"][k] for k in own}, nan_ok=True, rel=0, abs=0
+    )
+
+
+def test_the_check_of_ranks_can_fail(ranks):
+    with pytest.raises(AssertionError):
+        assert_weights_equal(*(seen["broken"] for seen in ranks[1]))
+
+
+@every_callback
+@both
+def test_value_equals_one_process(ranks, name, module, tmp_path):
+    case = MODULES[module]
+    alone = ddp_worker.validated(case, tmp_path, CALLBACKS[name].build(), case.loader(), devices=1)
+    own = [key for key in alone if key in CALLBACKS[name].keys]
+    assert own
+    for seen in ranks[1]:
+        together = seen[name, module, "validate"]
+        assert {k: together[k] for k in own} == pytest.approx(
+            {k: alone[k] for k in own}, nan_ok=True, rel=1e-6
+        )
+
+
+@every_callback
+def test_uneven_ranks_do_not_hang_and_sum_up(ranks, name, tmp_path):
+    case = MODULES["tuple batch"]
+    alone = ddp_worker.validated(case, tmp_path, CALLBACKS[name].build(), case.loader(), devices=1)
+    own = [key for key in alone if key in CALLBACKS[name].keys]
+    for seen in ranks[1]:
+        assert {k: seen[name, "uneven"][k] for k in own} == pytest.approx(
+            {k: alone[k] for k in own}, nan_ok=True, rel=1e-6
+        )
+
+
+def test_predictions_hold_each_example_once(ranks, tmp_path):
+    case = MODULES["tuple batch"]
+    callback = CALLBACKS["PerClassMonitor"].build()
+    ddp_worker.validated(case, tmp_path, callback, case.loader(), devices=1)
+    (alone,) = tmp_path.rglob("run.json")
+    where: Path = ranks[0] / "PerClassMonitor-tuple batch" / "validate"
+    (together,) = where.rglob("run.json")
+    for table in ("predictions", "confusions", "per_class"):
+        a, b = (RunFolder.open(path.parent).read(table) for path in (alone, together))
+        assert a.num_rows == b.num_rows > 0
+        for column in ("target", "pred", "idx", "class", "n", "correct"):
+            if column in a.column_names:
+                assert a[column].to_pylist() == b[column].to_pylist()
+
+
+def test_own_shares_write_no_predictions(ranks):
+    (run,) = (ranks[0] / "PerClassMonitor-uneven").rglob("run.json")
+    assert RunFolder.open(run.parent).read("predictions").num_rows == 0
