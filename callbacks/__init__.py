@@ -1,5 +1,6 @@
 """WHEN it happens in a run: thin Lightning callbacks for anybody's trainer."""
 
 from firstlight.callbacks.per_class import PerClassMonitor
+from firstlight.callbacks.prediction_writer import PredictionWriter
 
-__all__ = ["PerClassMonitor"]
+__all__ = ["PerClassMonitor", "PredictionWriter"]

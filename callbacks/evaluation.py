@@ -98,14 +98,26 @@ class Evaluation:
         if not kept.all():
             on_device = kept.to(logits.device)
             logits, targets, positions = logits[on_device], targets[on_device], positions[kept]
-        if self.metric is None:
-            # MPS has no float64: the sums live on the CPU there.
-            home = "cpu" if logits.device.type == "mps" else logits.device
-            self.metric = PerClassCounts(logits.shape[1]).to(home)
+        self.metric = counting(self.metric, logits.shape[1], logits.device)
         scores = score_examples(logits, targets)
         self.metric.update(scores)
         self._scores.append(scores)
         self._positions.append(positions)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint in mid-epoch keeps, summed over ranks. Collective."""
+        assert self.metric is not None
+        with self.metric.sync_context():
+            sums = {k: v.clone().cpu() for k, v in self.metric.metric_state.items()}
+        return {"sums": sums, "seen": self._seen}
+
+    def restore(self, state: dict[str, Any], first_rank: bool) -> None:
+        """Go on from `state`; its sums are all ranks', so that only the first takes them."""
+        self._seen = state["seen"]
+        if first_rank:
+            self.metric = PerClassCounts(state["sums"]["counts"].shape[1])
+            for key, value in state["sums"].items():
+                setattr(self.metric, key, value)
 
     def finish(self, step: int, epoch: int) -> None:
         """Sum over ranks. Collective."""
@@ -136,7 +148,7 @@ class Evaluation:
         return None if files is None else [str(files[i]) for i in self.table["idx"]]
 
 
-def agree(running: dict[str, Evaluation]) -> list[Evaluation]:
+def agree(running: dict[str, Evaluation], device: torch.device) -> list[Evaluation]:
     """Give all ranks the same evaluations in the same order, those included that a rank missed.
 
     Collective: a rank that saw no batch of a split still takes part in its sum.
@@ -147,9 +159,21 @@ def agree(running: dict[str, Evaluation]) -> list[Evaluation]:
     evaluations = []
     for split, width in sorted(widths.items()):
         evaluation = running.get(split) or Evaluation(split, None, width, None)
-        evaluation.metric = evaluation.metric or PerClassCounts(width)
+        evaluation.metric = counting(evaluation.metric, width, device)
         evaluations.append(evaluation)
     return evaluations
+
+
+def counting(
+    metric: PerClassCounts | None, num_classes: int, device: torch.device
+) -> PerClassCounts:
+    """Return the metric, made if need be, where it can count: MPS has no float64."""
+    home = torch.device("cpu") if device.type == "mps" else device
+    if metric is None:
+        metric = PerClassCounts(num_classes)
+        # An update of nothing, since torchmetrics warns of metrics that saw none.
+        metric.update(torch.empty(0, num_classes), torch.empty(0, dtype=torch.int64))
+    return metric if metric.device == home else metric.to(home)
 
 
 def _visits_in_order(sampler: object) -> bool:

@@ -92,6 +92,8 @@ class PerClassMonitor(Callback):
         self._running: dict[Stage, dict[str, Evaluation]] = {}
         self._finished: dict[str, Evaluation] = {}
         self._classes: Classes | None = None
+        self._unfinished: dict[str, Any] = {}
+        self._epoch = 0
         self._said: set[str] = set()
 
     @property
@@ -102,12 +104,15 @@ class PerClassMonitor(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The run folder, so that a resumed run goes on in it."""
-        return self.records.state_dict()
+        """The run folder and the unfinished epoch's training counts. Collective."""
+        running = self._running.get("train", {})
+        unfinished = {split: e.state() for split, e in running.items() if e.metric is not None}
+        return {**self.records.state_dict(), "epoch": self._epoch, "train": unfinished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the checkpoint's run folder."""
+        """Go on in the checkpoint's run folder, with the counts of its unfinished epoch."""
         self.records.load_state_dict(state_dict)
+        self._epoch, self._unfinished = state_dict["epoch"], state_dict["train"]
 
     # What a stage does, whichever it is.
 
@@ -137,22 +142,26 @@ class PerClassMonitor(Callback):
     def _update(self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         if stage not in self.stages or self._tap is None:
             return
+        evaluation = self._evaluation(stage, trainer, index)
+        for note in evaluation.update(pl_module, batch, self._tap, self.adapter):
+            self._say_once(trainer, f"PerClassMonitor: {note}")
+
+    def _evaluation(self, stage: Stage, trainer: Any, index: int) -> Evaluation:
         loaders = list(named_loaders(_loaders(trainer, stage)))
         name, loader = loaders[index]
         split = stage if len(loaders) == 1 else f"{stage}/{name or index}"
-        running = self._running[stage]
+        running = self._running.setdefault(stage, {})
         if split not in running:
             width = len(self.class_names) if self.class_names is not None else None
             width = width or getattr(trainer.datamodule, "num_classes", None)
             running[split] = Evaluation(split, loader, width, self.ignore_index)
-        for note in running[split].update(pl_module, batch, self._tap, self.adapter):
-            self._say_once(trainer, f"PerClassMonitor: {note}")
+        return running[split]
 
     def _finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
         if stage not in self.stages or trainer.sanity_checking:
             return
         self.records.open(trainer, pl_module)
-        for evaluation in agree(self._running.pop(stage)):
+        for evaluation in agree(self._running.pop(stage, {}), pl_module.device):
             evaluation.finish(trainer.global_step, trainer.current_epoch)
             self._finished[evaluation.split] = evaluation
             self._record(trainer, evaluation)
@@ -250,6 +259,18 @@ class PerClassMonitor(Callback):
 
     # When it happens: Lightning's hooks.
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Go on counting a checkpoint's unfinished epoch, which has no start of its own.
+
+        A checkpoint of an epoch's last batch resumes in the next epoch, also without a start.
+        The run folder is opened before the first checkpoint, which has to know it.
+        """
+        self.records.open(trainer, pl_module)
+        unfinished, self._unfinished = self._unfinished, {}
+        for state in unfinished.values():
+            if self._epoch == trainer.current_epoch:
+                self._evaluation("train", trainer, 0).restore(state, trainer.is_global_zero)
+
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget the epoch before."""
         self._start("train")
@@ -262,6 +283,7 @@ class PerClassMonitor(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch."""
+        self._epoch = trainer.current_epoch
         self._update("train", trainer, pl_module, batch, 0)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

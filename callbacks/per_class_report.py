@@ -47,15 +47,8 @@ def show_worst(evaluation: Evaluation, classes: Classes, how_many: int) -> None:
     low, high = wilson_interval(correct, n)
     table = Table(title=f"{evaluation.split}: the {len(worst)} worst classes", title_justify="left")
     left = ("class", "taken for", "shots")
-    for title in (
-        "class",
-        "accuracy %",
-        "95 % CI",
-        "precision %",
-        "n",
-        *left[1:],
-        "trained on",
-    ):
+    titles = ("class", "acc. %", "95 % CI", "prec. %", "n", "taken for", "shots", "train n")
+    for title in titles:
         table.add_column(title, justify="left" if title in left else "right")
     trained = classes.train_counts
     for c in worst:
@@ -64,7 +57,7 @@ def show_worst(evaluation: Evaluation, classes: Classes, how_many: int) -> None:
             classes.names[c],
             f"{100 * rates['accuracy'][c]:.1f}",
             f"{100 * low[c]:.0f} to {100 * high[c]:.0f}",
-            "never predicted" if np.isnan(precision) else f"{100 * precision:.1f}",
+            "never" if np.isnan(precision) else f"{100 * precision:.1f}",
             f"{int(n[c]):,}",
             _taken_for(evaluation, classes, c),
             classes.shots[c] or "",

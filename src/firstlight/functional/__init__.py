@@ -10,9 +10,10 @@ from firstlight.functional.class_summary import (
 from firstlight.functional.per_class import ExampleScores, PerClassCounts, score_examples
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
-from firstlight.functional.shot_groups import ShotGroups, shot_groups
+from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
 
 __all__ = [
+    "SHOTS",
     "ExampleScores",
     "PerClassCounts",
     "ShotGroups",

@@ -1,0 +1,97 @@
+"""PredictionWriter: a row for every image that ``predict`` saw."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from firstlight.callbacks.records import gather, say
+from firstlight.runfolder import replacing
+
+
+class PredictionWriter(Callback):
+    """Writes path, class name, probability and the five likeliest classes of every image, as CSV.
+
+    Rows are in the order of the data set, also under DDP. ``predict_step`` must return
+    probabilities (N, C). Names are the module's ``class_names`` (from its checkpoint), or the data
+    module's, or class numbers. Paths are the data set's ``paths``, or positions.
+
+    Args:
+        output: the file; None for ``<trainer.log_dir>/predictions.csv``. An existing one is kept:
+            the run is refused before it starts.
+
+    Raises:
+        FileExistsError: in ``setup``.
+        TypeError: where ``predict_step`` returns something else.
+    """
+
+    def __init__(self, output: str | None = None) -> None:
+        self.output = output
+        self._rows: list[tuple[int, list[float], list[int]]] = []
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse to overwrite."""
+        if stage == "predict" and self.output is not None and Path(self.output).exists():
+            raise FileExistsError(
+                f"PredictionWriter: {self.output} exists; move it or choose another output"
+            )
+
+    def on_predict_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget what came before."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the five likeliest classes of the batch."""
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            raise TypeError(
+                "PredictionWriter needs predict_step to return probabilities (N, C), got "
+                f"{type(outputs).__name__} {tuple(getattr(outputs, 'shape', ()))}"
+            )
+        top = outputs.topk(min(5, outputs.shape[1]))
+        indices = trainer.predict_loop.current_batch_indices
+        self._rows += zip(indices, top.values.tolist(), top.indices.tolist(), strict=True)
+
+    def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the rows of all ranks. Collective."""
+        log_dir = trainer.log_dir
+        rows = sorted(row for rank in gather(self._rows) for row in rank)
+        if not trainer.is_global_zero:
+            return
+        names = getattr(pl_module, "class_names", None)
+        if names is None:
+            names = getattr(trainer.datamodule, "class_names", None)
+        dataset = getattr(trainer.predict_dataloaders, "dataset", None)
+        file = Path(self.output or Path(log_dir or ".", "predictions.csv"))
+        _write(file, rows, names, getattr(dataset, "paths", None))
+        say(trainer, f"{len(rows)} predictions: {file}")
+
+
+def _write(
+    file: Path,
+    rows: Sequence[tuple[int, list[float], list[int]]],
+    names: Sequence[str] | None,
+    paths: Sequence[Path] | None,
+) -> None:
+    ranks = range(1, 1 + (len(rows[0][1]) if rows else 0))
+    header = ["path", "class", "probability"]
+    header += [f"{column}_{rank}" for rank in ranks for column in ("class", "probability")]
+    with replacing(file) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for index, probabilities, classes in rows:
+            labels = [str(c) if names is None else names[c] for c in classes]
+            pairs = [f"{p:.6g}" for p in probabilities]
+            top = [cell for pair in zip(labels, pairs, strict=True) for cell in pair]
+            path = index if paths is None else paths[index]
+            writer.writerow([path, labels[0], pairs[0], *top])

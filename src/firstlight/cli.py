@@ -1,0 +1,114 @@
+"""The command line: LightningCLI with this package's defaults, and commands of its own."""
+
+import sys
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from firstlight import callbacks, datamodules  # makes their classes known by bare name
+from firstlight.callbacks import PredictionWriter
+from firstlight.lightning_modules import ImageClassifier
+
+COMMANDS = {
+    "demo": "firstlight.demo",
+    "export": "firstlight.export",
+}
+"""Commands beside Lightning's; each is the function of that name in its module."""
+
+USAGE = """\
+[bold]firstlight[/] COMMAND [OPTIONS]; options of a command: firstlight COMMAND --help
+
+  [bold]demo[/]      train on long-tailed digits, print what became of every class (about a minute)
+  [bold]fit[/]       train, from YAML files: firstlight fit --config firstlight:experiment/digits_lt
+  [bold]validate[/]  evaluate on the validation set
+  [bold]test[/]      evaluate on the test set
+  [bold]predict[/]   write path, class, probability and top-5 for a folder of images
+  [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
+
+--config firstlight:NAME takes a file that ships with the package; they are:
+"""
+
+PREPROCESSING = ("img_size", "crop_pct", "interpolation", "mean", "std")
+
+
+class FirstlightCLI(LightningCLI):
+    """LightningCLI for `ImageClassifier` and any LightningDataModule."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data follow the backbone's preprocessing; the link is made while parsing."""
+        parser.link_arguments("model.model_name", "data.init_args.model_name")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to go on without data; evaluate on images prepared as in training."""
+        command = self.config.subcommand
+        if self.config[command].get("data") is None:
+            self.parser.error(
+                f"'{command}' needs data: pass --data CLASS (or --config with a 'data:' section). "
+                f"Choices: {', '.join(n for n in datamodules.__all__ if n.endswith('Module'))}, or "
+                "any LightningDataModule by its import path. --data.help CLASS lists its options"
+            )
+        if command != "fit" and (path := self.config[command].get("ckpt_path")):
+            self._prepare_as_trained(self.config[command].data.init_args, path)
+
+    def _prepare_as_trained(self, data: Any, path: str) -> None:
+        if not Path(path).is_file():
+            return
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        trained = checkpoint.get("datamodule_hyper_parameters", {})
+        trained = checkpoint.get(ImageClassifier.CHECKPOINT_KEY, {}).get("preprocessing", trained)
+        for key in PREPROCESSING:
+            if key in data and data[key] is None and trained.get(key) is not None:
+                data[key] = trained[key]
+
+    def before_predict(self) -> None:
+        """Write predictions to a file, unless a callback of the user's does so."""
+        if not any(isinstance(c, PredictionWriter) for c in self.trainer.callbacks):
+            self.trainer.callbacks.append(PredictionWriter())
+
+
+def config_names() -> list[str]:
+    """Names of the YAML files that ship with the package, as ``--config firstlight:NAME`` takes."""
+    root = Path(str(files("firstlight.configs")))
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def resolve_config(argument: str) -> str:
+    """Turn ``firstlight:NAME``, alone or after ``--config=``, into the file's path.
+
+    Raises:
+        SystemExit: where there is no such file, listing those there are.
+    """
+    before, marker, name = argument.partition("firstlight:")
+    if not marker or before not in ("", "--config="):
+        return argument
+    if name not in config_names():
+        sys.exit(f"no config {argument!r}; there are:\n  " + "\n  ".join(config_names()))
+    return f"{before}{Path(str(files('firstlight.configs')), name)}.yaml"
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.argv[1:] = [resolve_config(argument) for argument in sys.argv[1:]]
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in COMMANDS:
+        function = getattr(import_module(COMMANDS[command]), command)
+        auto_cli(function, args=sys.argv[2:], prog=f"firstlight {command}")
+    elif command in ("-h", "--help"):
+        console = Console()
+        names = "".join(f"  {name}\n" for name in config_names())
+        console.print(USAGE + names, end="", soft_wrap=True, highlight=False)
+    else:
+        FirstlightCLI(
+            ImageClassifier,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+        )
+
+
+__all__ = ["FirstlightCLI", "callbacks", "main"]

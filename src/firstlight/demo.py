@@ -1,0 +1,81 @@
+"""``firstlight demo``: a real run on real images, about a minute, nothing downloaded."""
+
+import warnings
+from pathlib import Path
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
+from rich.console import Console
+
+from firstlight.callbacks import PerClassMonitor
+from firstlight.datamodules import DigitsDataModule
+from firstlight.figures import per_class_figure
+from firstlight.lightning_modules import ImageClassifier
+
+
+def demo(
+    output: Path = Path("runs/demo"),
+    epochs: int = 20,
+    imbalance_factor: float = 20.0,
+    seed: int = 0,
+) -> None:
+    """Train a small network on long-tailed digits and show what became of every class.
+
+    Args:
+        output: where the run goes.
+        epochs: passes over the training images.
+        imbalance_factor: how many times more zeros than nines there are to learn from.
+        seed: of the split, the order, the augmentations and the weights.
+    """
+    console = Console()
+    console.print(
+        "[bold]firstlight demo[/]: scikit-learn's 1,797 handwritten digits, of which the network "
+        f"sees {imbalance_factor:g} times more zeros than nines. What will it do to the nines?\n"
+    )
+    seed_everything(seed, verbose=False)
+    _quieten_hints()
+    data = DigitsDataModule(
+        imbalance_factor=imbalance_factor, img_size=16, batch_size=64, seed=seed, holdout=0.0
+    )
+    model = ImageClassifier(
+        "resnet20_cifar",
+        optimizer={
+            "class_path": "torch.optim.SGD",
+            "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+        },
+        lr_scheduler={
+            "class_path": "firstlight.lightning_modules.WarmupCosineLR",
+            "init_args": {"warmup": 2, "total": epochs},
+        },
+        seed=seed,
+    )
+    monitor = PerClassMonitor(stages=("test",))
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=CSVLogger(output, name=None),
+        callbacks=[monitor, RichProgressBar()],
+        enable_model_summary=False,
+        log_every_n_steps=5,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert monitor.records.folder is not None
+    run = monitor.records.folder.path
+    figure = per_class_figure(run)
+    console.print(
+        f"\nThe figure:     {figure}\nThe run folder: {run}\n\n[bold]Next[/]\n"
+        "  your own trainer    Trainer(callbacks=\\[firstlight.callbacks.PerClassMonitor()])\n"
+        "  from a YAML file    firstlight fit --config firstlight:experiment/digits_lt\n"
+        "  all configs         firstlight --help\n"
+    )
+
+
+def _quieten_hints() -> None:
+    """Leave out Lightning's hints on hardware and add-ons, which are for other runs than this."""
+    hints = ("💡", "GPU available", "TPU available", "`Trainer.fit` stopped")
+    rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith(hints))
+    warnings.filterwarnings("ignore", module="lightning.pytorch")

@@ -1,0 +1,86 @@
+"""A run killed by SIGKILL at any moment and resumed ends bitwise equal to one never killed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from firstlight.runfolder import RunFolder
+
+WORKER = Path(__file__).with_name("kill_worker.py")
+# Batches after which the run is killed (an epoch has 17), and updates between its checkpoints (an
+# epoch has 9, the last of a single batch). With 9 every checkpoint is of an epoch's last batch.
+MOMENTS = (
+    (1, 4), (6, 4), (9, 4), (13, 4), (17, 4), (18, 9), (24, 1), (31, 9), (34, 9), (47, 4),
+)  # fmt: skip
+QUICK = ((13, 4), (31, 9))
+
+
+def train(folder, kill_after=0, every=4, ranks=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), WORKER, folder, str(kill_after),
+         str(every), str(ranks)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run = train(folder)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_end(folder, whole):
+    ends = [torch.load(path / "end.pt", weights_only=True) for path in (folder, whole)]
+    assert same(*ends)
+    (killed_run,), (whole_run,) = folder.glob("firstlight*"), whole.glob("firstlight*")
+    for table in ("per_class", "predictions", "confusions", "classes"):
+        # NaN differs from itself; its text does not.
+        a, b = (str(RunFolder.open(run).read(table).to_pylist()) for run in (killed_run, whole_run))
+        assert a == b, table
+
+
+@pytest.mark.xdist_group("kill")
+@pytest.mark.parametrize(
+    "moment", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS]
+)
+def test_killed_and_resumed_equals_never_killed(moment, never_killed, tmp_path):
+    batches, every = moment
+    killed = train(tmp_path, batches, every)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "end.pt").exists()
+    resumed = train(tmp_path, every=every)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_end(tmp_path, never_killed)
+
+
+@pytest.mark.slow
+def test_also_on_two_ranks(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(whole, ranks=2).returncode == 0
+    assert train(killed, 11, ranks=2).returncode != 0
+    resumed = train(killed, ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_end(killed, whole)
+
+
+def test_another_seed_ends_elsewhere(never_killed):
+    """The comparison above can fail: one weight that differs is seen."""
+    end = torch.load(never_killed / "end.pt", weights_only=True)
+    other = torch.load(never_killed / "end.pt", weights_only=True)
+    next(iter(other["model"].values())).flatten()[0] += 1e-6
+    assert not same(end, other)
