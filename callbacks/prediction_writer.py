@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from firstlight.callbacks.records import gather, say
 from firstlight.runfolder import replacing
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(BasePredictionWriter):
     """Writes path, class name, probability and the five likeliest classes of every image, as CSV.
 
     Rows are in the order of the data set, also under DDP. ``predict_step`` must return
@@ -29,6 +29,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, output: str | None = None) -> None:
+        super().__init__("batch")  # Lightning tells a batch's indices to such a writer only
         self.output = output
         self._rows: list[tuple[int, list[float], list[int]]] = []
 
@@ -43,26 +44,33 @@ class PredictionWriter(Callback):
         """Forget what came before."""
         self._rows = []
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: Any,
         pl_module: Any,
-        outputs: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
         """Keep the five likeliest classes of the batch."""
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        if not isinstance(prediction, Tensor) or prediction.ndim != 2:
             raise TypeError(
                 "PredictionWriter needs predict_step to return probabilities (N, C), got "
-                f"{type(outputs).__name__} {tuple(getattr(outputs, 'shape', ()))}"
+                f"{type(prediction).__name__} {tuple(getattr(prediction, 'shape', ()))}"
             )
-        top = outputs.topk(min(5, outputs.shape[1]))
-        indices = trainer.predict_loop.current_batch_indices
-        self._rows += zip(indices, top.values.tolist(), top.indices.tolist(), strict=True)
+        if not batch_indices:  # loaders that are no DataLoader, and trainers of pytorch_lightning
+            if trainer.world_size > 1:
+                raise RuntimeError(
+                    "PredictionWriter cannot tell which images a rank has seen; predict with "
+                    "devices=1, or give the trainer of lightning.pytorch a DataLoader"
+                )
+            batch_indices = range(len(self._rows), len(self._rows) + len(prediction))
+        top = prediction.topk(min(5, prediction.shape[1]))
+        self._rows += zip(batch_indices, top.values.tolist(), top.indices.tolist(), strict=True)
 
-    def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_predict_epoch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Write the rows of all ranks. Collective."""
         log_dir = trainer.log_dir
         rows = sorted(row for rank in gather(self._rows) for row in rank)

@@ -1,7 +1,6 @@
 """The run folder under faults that are real: killed writers, truncated files, a full disk."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -146,7 +145,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder):
     )
     assert "000000010-all.parquet" in run.stdout
     assert "nothing was left behind" in run.stdout
-    assert os.listdir(folder.path / "scalars") == []
+    assert list((folder.path / "scalars").iterdir()) == []
 
 
 def test_a_failed_block_keeps_the_old_file(tmp_path):
@@ -156,7 +155,7 @@ def test_a_failed_block_keeps_the_old_file(tmp_path):
         temporary.write_text("new")
         raise RuntimeError("half-way")
     assert file.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_version_1_stays_readable():

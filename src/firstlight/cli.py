@@ -14,6 +14,7 @@ from rich.console import Console
 from firstlight import callbacks, datamodules  # makes their classes known by bare name
 from firstlight.callbacks import PredictionWriter
 from firstlight.lightning_modules import ImageClassifier
+from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
     "demo": "firstlight.demo",
@@ -59,9 +60,7 @@ class FirstlightCLI(LightningCLI):
     def _prepare_as_trained(self, data: Any, path: str) -> None:
         if not Path(path).is_file():
             return
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        trained = checkpoint.get("datamodule_hyper_parameters", {})
-        trained = checkpoint.get(ImageClassifier.CHECKPOINT_KEY, {}).get("preprocessing", trained)
+        trained = _read(path).get(CHECKPOINT_KEY, {}).get("preprocessing", {})
         for key in PREPROCESSING:
             if key in data and data[key] is None and trained.get(key) is not None:
                 data[key] = trained[key]
@@ -92,9 +91,32 @@ def resolve_config(argument: str) -> str:
     return f"{before}{Path(str(files('firstlight.configs')), name)}.yaml"
 
 
+def name_model(arguments: list[str]) -> list[str]:
+    """Take the model's name from ``--ckpt_path``, so that nobody has to repeat it.
+
+    LightningCLI takes the other hyper-parameters from there by itself, but asks for those without a
+    default before it looks.
+    """
+    if not arguments or arguments[0] not in ("validate", "test", "predict"):
+        return arguments
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    paths = [value if key == "--ckpt_path" else key.partition("=")[2]
+             for key, value in pairs if key.partition("=")[0] == "--ckpt_path"]  # fmt: skip
+    if not paths or not Path(paths[-1]).is_file():
+        return arguments
+    name = _read(paths[-1]).get("hyper_parameters", {}).get("model_name")
+    given = [f"--model.model_name={name}"] if name else []
+    return [arguments[0], *given, *arguments[1:]]
+
+
+def _read(checkpoint: str) -> dict[str, Any]:
+    contents: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return contents
+
+
 def main() -> None:
     """Run the command line."""
-    sys.argv[1:] = [resolve_config(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = name_model([resolve_config(argument) for argument in sys.argv[1:]])
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
         function = getattr(import_module(COMMANDS[command]), command)
@@ -106,6 +128,7 @@ def main() -> None:
     else:
         FirstlightCLI(
             ImageClassifier,
+            auto_configure_optimizers=False,  # the model takes its optimiser as an argument
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
         )

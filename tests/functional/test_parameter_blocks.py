@@ -1,0 +1,120 @@
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from firstlight.functional.parameter_blocks import parameter_blocks
+
+# One small model of families whose heads, matchers or structures differ.
+FAMILIES = {
+    "resnet18": 5,
+    "vgg11": 8,
+    "vgg11_bn": 8,
+    "vit_tiny_patch16_224": 13,
+    "tf_efficientnet_lite0": 8,
+    "convnext_atto": 5,
+    "deit_tiny_distilled_patch16_224": 13,
+    "crossvit_tiny_240": 4,
+    "levit_128s": 4,
+    "efficientformerv2_s0": 5,
+    "mobilenetv3_small_050": None,
+    "swin_tiny_patch4_window7_224": 5,
+    "dla34": None,
+    "resnetv2_50": 5,
+    "rdnet_tiny": None,  # its coarse matcher raises
+    "pit_ti_224": 4,  # these three have no matcher
+    "caformer_s18": 5,
+    "csatv2": 5,
+    "qwen3_vit_88m": 13,  # its matcher ties the head to the last block
+}
+
+
+def on_meta(create, *arguments, **keywords):
+    with torch.device("meta"):
+        return create(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+@pytest.mark.parametrize(("name", "below_head"), FAMILIES.items())
+def test_blocks_partition_the_parameters_of_timm_models(name, below_head, coarse):
+    if name not in timm.list_models():
+        pytest.skip(f"this timm has no {name}")
+    model = on_meta(timm.create_model, name, num_classes=10)
+    blocks = parameter_blocks(model, coarse=coarse)
+    placed = [parameter for block in blocks.values() for parameter in block]
+    assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
+    assert next(iter(blocks)) == "stem" and list(blocks)[-1] == "head"
+    if coarse and below_head:
+        assert len(blocks) - 1 == below_head
+    classifier = model.get_classifier()
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    in_head = {id(p) for head in heads for p in head.parameters()}
+    parameters = dict(model.named_parameters())
+    assert {id(parameters[name]) for name in blocks["head"]} == in_head
+
+
+def test_names_are_those_that_people_know():
+    resnet = on_meta(timm.create_model, "resnet18")
+    assert list(parameter_blocks(resnet)) == [
+        *("stem", "layer1", "layer2", "layer3", "layer4", "head")
+    ]
+    assert list(parameter_blocks(resnet, coarse=False))[:3] == ["stem", "layer1.0", "layer1.1"]
+    convnext = parameter_blocks(on_meta(timm.create_model, "convnext_atto"))
+    assert list(convnext)[1:-1] == [f"stages.{i}" for i in range(4)]
+    assert "head.norm.weight" in convnext["stages.3"]
+    vit = parameter_blocks(on_meta(timm.create_model, "vit_tiny_patch16_224"))
+    assert list(vit)[1:-1] == [f"blocks.{i}" for i in range(12)]
+    assert "pos_embed" in vit["stem"] and "norm.weight" in vit["blocks.11"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("vit_b_16", [f"encoder.layers.encoder_layer_{i}" for i in range(12)]),
+        ("efficientnet_b0", [f"features.{i}" for i in range(1, 9)]),
+        ("vgg11", [f"features.{i}" for i in (3, 6, 8, 11, 13, 16, 18)]),
+    ],
+)
+def test_torchvision_models_are_split_by_structure(name, expected):
+    model = on_meta(getattr(torchvision.models, name), weights=None)
+    blocks = parameter_blocks(model)
+    assert list(blocks) == ["stem", *expected, "head"]
+    placed = [parameter for block in blocks.values() for parameter in block]
+    assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_wrappers_and_headless_and_bare_models():
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    wrapped = nn.ModuleDict({"net": inner})
+    assert parameter_blocks(wrapped) == {
+        "stem": ["net.0.weight", "net.0.bias"],
+        "head": ["net.2.weight", "net.2.bias"],
+    }
+    assert list(parameter_blocks(nn.Linear(3, 2))) == ["head"]
+    headless = on_meta(timm.create_model, "resnet18", num_classes=0)
+    assert list(parameter_blocks(headless))[-1] == "layer4"
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        parameter_blocks(nn.ReLU())
+
+
+def test_a_tied_parameter_belongs_to_the_topmost_block_that_uses_it():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    assert parameter_blocks(net) == {
+        "stem": ["0.bias"],
+        "1": ["1.weight", "1.bias"],
+        "head": ["0.weight", "2.bias"],
+    }
+
+
+def test_timm_is_not_needed_for_other_models():
+    code = (
+        "import sys, torch; from firstlight.functional.parameter_blocks import parameter_blocks;"
+        "parameter_blocks(torch.nn.Linear(2, 2)); assert 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

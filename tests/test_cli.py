@@ -1,0 +1,226 @@
+"""The command line as a user meets it; every config that ships is parsed, most are run."""
+
+import csv
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from firstlight import cli, datamodules
+from firstlight.runfolder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
+           for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
+KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)]
+         for kind in ("model", "data", "callbacks", "experiment")}  # fmt: skip
+TINY = (
+    "--trainer.max_epochs=1 --trainer.accelerator=cpu --trainer.enable_progress_bar=false".split()
+)
+
+
+@pytest.fixture
+def firstlight(monkeypatch, tmp_path, capsys):
+    """Run the command line in a folder of its own; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["firstlight", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, capsys.readouterr().err + str(stop.code)
+        return capsys.readouterr().out
+
+    return run
+
+
+def refused(monkeypatch, tmp_path, capsys, *arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["firstlight", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code
+    return capsys.readouterr().err + str(stop.value.code)
+
+
+def printed_config(firstlight, *names, command="fit"):
+    arguments = itertools.chain.from_iterable(("--config", f"firstlight:{n}") for n in names)
+    return yaml.safe_load(firstlight(command, *arguments, "--print_config"))
+
+
+def test_the_wheel_and_the_folder_hold_the_same_configs():
+    assert cli.config_names() == sorted(CONFIGS)
+    assert all(KINDS.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_a_header(name):
+    header = "".join(line for line in CONFIGS[name].read_text().splitlines() if line[:1] == "#")
+    assert "Command:" in header
+    if name.startswith("experiment"):
+        assert "Hardware:" in header or "CPU" in header
+        assert "Expect:" in header
+
+
+@pytest.mark.parametrize("name", KINDS["experiment"])
+def test_every_experiment_parses(name, firstlight):
+    config = printed_config(firstlight, name)
+    assert config["data"]["class_path"].startswith("firstlight.datamodules.")
+    assert config["model"]["model_name"]
+
+
+def test_all_parts_compose_and_are_all_found(firstlight):
+    for model, data in itertools.product(KINDS["model"], KINDS["data"]):
+        config = printed_config(firstlight, model, data, *KINDS["callbacks"])
+        given = [yaml.safe_load(CONFIGS[name].read_text()) for name in KINDS["callbacks"]]
+        wanted = [c["class_path"].split(".")[-1] for g in given for c in g["trainer"]["callbacks+"]]
+        found = [c["class_path"].split(".")[-1] for c in config["trainer"]["callbacks"]]
+        assert found == wanted
+        own = yaml.safe_load(CONFIGS[model].read_text())["model"]
+        assert config["model"]["model_name"] == own["model_name"]
+        assert config["data"]["class_path"].endswith(
+            yaml.safe_load(CONFIGS[data].read_text())["data"]["class_path"]
+        )
+
+
+def test_callbacks_append_to_an_experiments_own(firstlight):
+    config = printed_config(firstlight, "experiment/digits_lt", "callbacks/ema")
+    names = [c["class_path"].split(".")[-1] for c in config["trainer"]["callbacks"]]
+    assert names == ["PerClassMonitor", "ModelCheckpoint", "EMAWeightAveraging"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes of twelve small images, told apart by colour."""
+    for index in range(12):
+        for name, colour in {"blue": (20, 30, 220), "red": (220, 40, 30)}.items():
+            file = tmp_path / "data/images" / name / f"{index:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 36), tuple(c + index for c in colour)).save(file)
+    return tmp_path / "data/images"
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """The folder layout of CIFAR with ten classes of eight images."""
+    for name in ("cifar10", "cifar100"):
+        classes = 10 if name == "cifar10" else 100
+        for split, number in (("train", 8), ("test", 1)):
+            for c, index in itertools.product(range(classes), range(number)):
+                file = tmp_path / "data" / name / split / f"class_{c:03}" / f"{index}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (c * 2, index * 20, 99)).save(file)
+
+
+@pytest.mark.parametrize("data", KINDS["data"])
+def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
+    small = ["--data.imbalance_factor=2"] if "cifar" in data else []
+    small += ["--data.img_size=32", "--data.num_workers=0"] if "folder" in data else []
+    firstlight(
+        "fit", "--config", "firstlight:model/resnet20_cifar_short", "--config",
+        f"firstlight:{data}", *TINY, *small,
+    )  # fmt: skip
+    assert list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("name", [*KINDS["model"], *KINDS["experiment"], *KINDS["callbacks"]])
+def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
+    base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
+    if name.startswith("callbacks"):
+        base += ["--config", "firstlight:model/resnet20_cifar_short"]
+    small = ["--data.imbalance_factor=2"] if "cifar10_lt" in name else []
+    if "resnet50" in name:
+        small = ["--model.pretrained=false", "--data.img_size=32"]
+    firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
+               "--trainer.limit_train_batches=2")  # fmt: skip
+    assert list(tmp_path.rglob("*.ckpt"))
+
+
+# Lightning asks for the callbacks of the training run, which prediction does not need.
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`.*")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed.*")
+def test_fit_test_predict_and_export(firstlight, images, tmp_path):
+    """A whole way: train on a folder, test, predict on a plain folder, export, load with timm."""
+    import timm
+
+    monitor = ["--trainer.callbacks+=PerClassMonitor"]
+    folder = ["--data=ImageFolderDataModule", f"--data.root={images}", "--data.num_workers=0"]
+    size = ["--data.img_size=32", "--data.mean=[0.4,0.4,0.4]", "--data.std=[0.3,0.3,0.3]"]
+    firstlight("fit", "--model.model_name=resnet20_cifar", *folder, *size, *TINY, *monitor,
+               "--data.batch_size=4", "--trainer.max_epochs=4")  # fmt: skip
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (description,) = tmp_path.rglob("run.json")
+    assert RunFolder.open(description.parent).read("classes")["name"].to_pylist() == ["blue", "red"]
+
+    where = f"--ckpt_path={checkpoint}"
+    predict = ["--data=ImageFolderDataModule", f"--data.predict_dir={images}"]
+    output = firstlight("predict", where, *predict, "--data.num_workers=0", *TINY[1:])
+    (file,) = tmp_path.rglob("predictions.csv")
+    assert f"24 predictions: {file}" in output
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 24
+    assert rows[0]["path"].endswith("blue/00.png")
+    assert {row["class"] for row in rows} <= {"blue", "red"}
+    assert all(float(row["probability"]) >= 0.5 for row in rows)
+
+    network = tmp_path / "network.safetensors"
+    firstlight("export", checkpoint, "--output", network)
+    model = timm.create_model("resnet20_cifar", num_classes=2, checkpoint_path=network).eval()
+    data = datamodules.ImageFolderDataModule(
+        img_size=32, mean=[0.4] * 3, std=[0.3] * 3, predict_dir=str(images), num_workers=0
+    )
+    data.setup("predict")
+    names = ["blue", "red"]
+    with torch.no_grad():
+        batches = [model(batch[0]).softmax(1) for batch in data.predict_dataloader()]
+    for row, probabilities in zip(rows, torch.cat(batches), strict=True):
+        # Predicted on images prepared as in training, although nothing on that line said so.
+        assert row["class"] == names[int(probabilities.argmax())]
+        assert float(row["probability"]) == pytest.approx(probabilities.max().item(), rel=1e-4)
+
+
+def test_data_are_asked_for_with_the_choices(monkeypatch, tmp_path, capsys):
+    said = refused(monkeypatch, tmp_path, capsys, "fit", "--model.model_name", "resnet18")
+    assert "'fit' needs data: pass --data CLASS" in said
+    assert "DigitsDataModule" in said
+
+
+def test_unknown_configs_are_listed(monkeypatch, tmp_path, capsys):
+    said = refused(monkeypatch, tmp_path, capsys, "fit", "--config", "firstlight:experiment/lt")
+    assert "no config 'firstlight:experiment/lt'" in said
+    assert "experiment/digits_lt" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("--model.model_name=resnet20_cifra",), ValueError, "resnet20_cifar"),
+        (("--data.imbalance_factor=0.01",), ValueError, "did you mean 100"),
+        (("--data.imbalance_factor=100000",), ValueError, "class"),
+        (("--model.num_classes=7",), ValueError, "num_classes=7.*10 classes"),
+        (("--data=CIFAR10DataModule", "--data.root=nowhere"), FileNotFoundError, "nowhere"),
+    ],
+)
+def test_wrong_values_are_refused_before_training(
+    arguments, error, message, monkeypatch, tmp_path, capsys
+):
+    base = ["fit", "--config", "firstlight:model/resnet20_cifar_short", "--config",
+            "firstlight:data/digits_lt"]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["firstlight", *base, *TINY, *arguments])
+    with pytest.raises((error, SystemExit), match=message) as caught:
+        cli.main()
+    assert caught.type is error or message.split(".*")[0] in capsys.readouterr().err
+
+
+def test_the_overview_names_commands_and_configs(firstlight):
+    printed = firstlight("--help")
+    for command in ("demo", "fit", "validate", "test", "predict", "export"):
+        assert f"\n  {command} " in printed
+    assert "experiment/digits_lt" in printed

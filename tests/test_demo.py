@@ -1,0 +1,52 @@
+"""The demo and its figure, in small."""
+
+import sys
+
+import pytest
+
+from firstlight import cli
+from firstlight.figures import per_class_figure
+from firstlight.runfolder import RunFolder, RunFolderError
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["firstlight", "demo", "--epochs=3", "--output=run"])
+        cli.main()
+    return folder
+
+
+def test_the_demo_leaves_a_run_folder_and_a_figure(demo):
+    (description,) = demo.rglob("run.json")
+    folder = RunFolder.open(description.parent)
+    assert folder.run["status"] == "finished"
+    assert folder.run["dataset"] == "firstlight.datamodules.digits.DigitsDataModule"
+    table = folder.read("per_class").to_pydict()
+    assert sum(table["n"]) == 359
+    assert folder.read("classes")["full_count"].to_pylist()[0] == 139
+    assert (folder.path / "figures/per_class-test.png").read_bytes()[:4] == b"\x89PNG"
+    assert "accuracy of the class" in (folder.path / "figures/per_class-test.svg").read_text()
+
+
+def test_the_figure_says_what_the_tables_say(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write(
+        "classes",
+        {"class": range(3), "name": ["a", "b", "c"], "full_count": [500, 50, 5],
+         "shot": ["many", "medium", "few"]},
+    )  # fmt: skip
+    counts = {"class": range(3), "n": [10, 10, 20], "correct": [10, 5, 2], "pred_count": [10] * 3}
+    folder.write("per_class", counts, step=1, split="test")
+    figure = per_class_figure(folder.path)
+    svg = figure.with_suffix(".svg").read_text()
+    assert "<!-- 42 % of the test images are right:" in svg  # 17 of 40
+    assert "100 % in the classes with many training images, 10 % in those with few" in svg
+
+
+def test_a_run_without_that_evaluation_is_refused(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="no evaluation of 'val'"):
+        per_class_figure(folder.path, "val")
