@@ -108,7 +108,7 @@ class Evaluation:
         """What a checkpoint in mid-epoch keeps, summed over ranks. Collective."""
         assert self.metric is not None
         with self.metric.sync_context():
-            sums = {k: v.clone().cpu() for k, v in self.metric.metric_state.items()}
+            sums = {k: getattr(self.metric, k).clone().cpu() for k in self.metric.metric_state}
         return {"sums": sums, "seen": self._seen}
 
     def restore(self, state: dict[str, Any], first_rank: bool) -> None:

@@ -18,9 +18,11 @@ CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
            for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
 KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)]
          for kind in ("model", "data", "callbacks", "experiment")}  # fmt: skip
-TINY = (
-    "--trainer.max_epochs=1 --trainer.accelerator=cpu --trainer.enable_progress_bar=false".split()
-)
+TINY = [
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+]
 
 
 @pytest.fixture

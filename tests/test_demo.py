@@ -48,5 +48,5 @@ def test_the_figure_says_what_the_tables_say(tmp_path):
 
 def test_a_run_without_that_evaluation_is_refused(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    with pytest.raises(RunFolderError, match="no evaluation of 'val'"):
+    with pytest.raises(RunFolderError, match=r"no evaluation of 'val'"):
         per_class_figure(folder.path, "val")

@@ -80,7 +80,8 @@ def test_the_wheel_works_by_itself(wheel, tmp_path):
         "import sys; sys.path.insert(0, 'site')\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "import firstlight.callbacks, firstlight.cli as cli\n"
-        "print(firstlight.callbacks.__file__, cli.resolve_config('firstlight:experiment/digits_lt'))"
+        "print(firstlight.callbacks.__file__)\n"
+        "print(cli.resolve_config('firstlight:experiment/digits_lt'))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -32,7 +32,7 @@ def test_description_is_read_back(folder):
 
 
 def test_unknown_description_keys_are_refused(folder):
-    with pytest.raises(TypeError, match="sede"):
+    with pytest.raises(TypeError, match=r"sede"):
         folder.update(sede=1)
 
 
@@ -70,14 +70,14 @@ def test_classes_and_nothing_yet(folder):
 
 
 def test_unknown_columns_are_refused(folder):
-    with pytest.raises(ValueError, match="no column .'acc'"):
+    with pytest.raises(ValueError, match=r"no column .'acc'"):
         folder.write("per_class", {"acc": [1.0]}, step=0)
     assert not (folder.path / "per_class").exists()
 
 
 @pytest.mark.parametrize("name", ["../per_class", "a/b", ""])
 def test_tables_stay_inside_the_folder(folder, name):
-    with pytest.raises(ValueError, match="letters, digits"):
+    with pytest.raises(ValueError, match=r"letters, digits"):
         folder.write(name, {"value": 1.0}, step=0)
 
 
@@ -91,18 +91,18 @@ def test_resuming_forgets_what_came_after(folder):
 def test_truncated_part_is_named(folder):
     part = folder.write("scalars", {"key": ["a"] * 100, "value": np.arange(100.0)}, step=10)
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(RunFolderError, match="000000010-all.parquet cannot be read"):
+    with pytest.raises(RunFolderError, match=r"000000010-all.parquet cannot be read"):
         folder.read("scalars")
 
 
 def test_no_folder_and_newer_folder_are_refused(folder, tmp_path):
-    with pytest.raises(RunFolderError, match="is no run folder"):
+    with pytest.raises(RunFolderError, match=r"is no run folder"):
         RunFolder.open(tmp_path)
     (folder.path / "run.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(RunFolderError, match="schema version 99.*update firstlight"):
+    with pytest.raises(RunFolderError, match=r"schema version 99.*update firstlight"):
         RunFolder.open(folder.path)
     (folder.path / "run.json").write_text('{"schema_ver')
-    with pytest.raises(RunFolderError, match="not a run's description"):
+    with pytest.raises(RunFolderError, match=r"not a run's description"):
         RunFolder.open(folder.path)
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder):
 def test_a_failed_block_keeps_the_old_file(tmp_path):
     file = tmp_path / "a.json"
     file.write_text("old")
-    with pytest.raises(RuntimeError, match="half-way"), replacing(file) as temporary:
+    with pytest.raises(RuntimeError, match=r"half-way"), replacing(file) as temporary:
         temporary.write_text("new")
         raise RuntimeError("half-way")
     assert file.read_text() == "old"

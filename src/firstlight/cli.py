@@ -67,8 +67,9 @@ class FirstlightCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write predictions to a file, unless a callback of the user's does so."""
-        if not any(isinstance(c, PredictionWriter) for c in self.trainer.callbacks):
-            self.trainer.callbacks.append(PredictionWriter())
+        given: list[Any] = getattr(self.trainer, "callbacks")  # noqa: B009  # set by a connector
+        if not any(isinstance(callback, PredictionWriter) for callback in given):
+            given.append(PredictionWriter())
 
 
 def config_names() -> list[str]:

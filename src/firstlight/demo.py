@@ -1,12 +1,12 @@
 """``firstlight demo``: a real run on real images, about a minute, nothing downloaded."""
 
+import logging
 import warnings
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from rich.console import Console
 
 from firstlight.callbacks import PerClassMonitor
@@ -77,5 +77,6 @@ def demo(
 def _quieten_hints() -> None:
     """Leave out Lightning's hints on hardware and add-ons, which are for other runs than this."""
     hints = ("💡", "GPU available", "TPU available", "`Trainer.fit` stopped")
-    rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith(hints))
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: not record.getMessage().startswith(hints))
     warnings.filterwarnings("ignore", module="lightning.pytorch")

@@ -1,4 +1,4 @@
-"""What the contract asks, as functions over any callback, and callbacks that break it on purpose."""
+"""What the contract asks, as functions over any callback, and callbacks that break it."""
 
 import random
 from pathlib import Path

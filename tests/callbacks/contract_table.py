@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from firstlight.callbacks import PerClassMonitor
+from firstlight.lightning_modules import ImageClassifier
 
 CLASSES, EXAMPLES, BATCH = 3, 37, 8  # 37 divides neither by the batch nor by two ranks
 
@@ -203,6 +204,19 @@ class OtherPackage(pytorch_lightning.LightningModule):
     test_step, configure_optimizers = TupleBatch.test_step, TupleBatch.configure_optimizers
 
 
+class Ours(ImageClassifier):
+    """firstlight's own module."""
+
+    def __init__(self) -> None:
+        super().__init__("resnet20_cifar", num_classes=CLASSES, drop_rate=0.2)
+
+    def logits(self, batch: Any) -> torch.Tensor:
+        return self(batch[0])
+
+    def targets(self, batch: Any) -> torch.Tensor:
+        return batch[1]
+
+
 @dataclass(frozen=True)
 class ModuleCase:
     """A module, its data, and the trainer that runs it."""
@@ -228,6 +242,7 @@ MODULES: Mapping[str, ModuleCase] = {
     "manual optimisation": ModuleCase(Manual),
     "compiled": ModuleCase(TupleBatch, compiled=True),
     "text": ModuleCase(Text, Tokens),
+    "ImageClassifier": ModuleCase(Ours),
     "pytorch_lightning": ModuleCase(OtherPackage, trainer=pytorch_lightning.Trainer),
 }
 

@@ -153,7 +153,7 @@ def test_names_counts_and_groups_come_through_subset(tmp_path):
 
 
 def test_counts_of_another_length_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="class_counts has 2 entries.*3 classes"):
+    with pytest.raises(ValueError, match=r"class_counts has 2 entries.*3 classes"):
         evaluate(MODULES["tuple batch"], tmp_path, PerClassMonitor(class_counts=(5, 5)))
 
 
@@ -216,7 +216,7 @@ def test_a_failed_run_is_not_called_finished(tmp_path):
         def training_step(self, batch, index):
             raise RuntimeError("of purpose")
 
-    with pytest.raises(RuntimeError, match="of purpose"):
+    with pytest.raises(RuntimeError, match=r"of purpose"):
         checks.fit(ModuleCase(Fails), tmp_path, [PerClassMonitor()])
     assert run_of(tmp_path).run["status"] == "failed"
 

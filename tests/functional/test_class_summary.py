@@ -62,7 +62,7 @@ def test_worst_percent_rounds_up():
 
 
 def test_nothing_counted_is_refused():
-    with pytest.raises(ValueError, match="no class has examples"):
+    with pytest.raises(ValueError, match=r"no class has examples"):
         summarise_classes(counts_of([0, 0], [0, 0]))
 
 

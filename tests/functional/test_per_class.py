@@ -1,4 +1,4 @@
-"""Oracles: torchmetrics, scikit-learn, closed forms and hand counts; never the code's own formula."""
+"""Oracles: torchmetrics, scikit-learn, closed forms, hand counts; never the code's own formula."""
 
 import subprocess
 import sys
@@ -172,7 +172,7 @@ def test_bad_batches_are_refused_and_not_counted(logits, targets, message):
 
 @pytest.mark.parametrize("kwargs", [{"num_classes": 1}, {"top_k": 0}, {"calibration_bins": 0}])
 def test_bad_arguments_are_refused(kwargs):
-    with pytest.raises(ValueError, match="must be at least"):
+    with pytest.raises(ValueError, match=r"must be at least"):
         PerClassCounts(**{"num_classes": 3, **kwargs})
 
 

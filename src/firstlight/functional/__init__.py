@@ -7,6 +7,14 @@ from firstlight.functional.class_summary import (
     summarise_classes,
     wilson_interval,
 )
+from firstlight.functional.long_tail import (
+    long_tailed_counts,
+    long_tailed_indices,
+    stratified_split,
+)
+from firstlight.functional.mixing import cutmix, mixup
+from firstlight.functional.parameter_blocks import parameter_blocks
+from firstlight.functional.parameter_groups import parameter_groups
 from firstlight.functional.per_class import ExampleScores, PerClassCounts, score_examples
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
@@ -18,13 +26,20 @@ __all__ = [
     "PerClassCounts",
     "ShotGroups",
     "confusion_pairs",
+    "cutmix",
     "example_positions",
     "expected_worst_accuracy",
     "fold_in",
     "keyed_generator",
+    "long_tailed_counts",
+    "long_tailed_indices",
+    "mixup",
+    "parameter_blocks",
+    "parameter_groups",
     "per_class_rates",
     "score_examples",
     "shot_groups",
+    "stratified_split",
     "summarise_classes",
     "wilson_interval",
 ]

@@ -1,0 +1,317 @@
+"""What all DataModules share: arguments, protocol, names and counts, probe and hold-out."""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Generic
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, Sampler
+
+from firstlight.datamodules.image_files import UnlabelledImages, list_images
+from firstlight.datamodules.preprocessing import (
+    Preprocessing,
+    evaluation_transform,
+    resolve_preprocessing,
+)
+from firstlight.datamodules.samplers import ShuffledSampler, fixed_order
+from firstlight.datamodules.splits import (
+    Protocols,
+    Sources,
+    Splits,
+    T,
+    class_counts,
+    cut_splits,
+    slice_fractions,
+)
+from firstlight.datamodules.summary import describe
+
+
+class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
+    """Base of the DataModules; arguments that all of them take.
+
+    Each works with any LightningModule, and without a trainer after ``setup("fit")``. Training and
+    evaluation batches are ``(images, targets)``: float32 (B, C, H, W), normalised, and int64 (B,).
+
+    Args:
+        model_name: a timm model whose pretrained configuration decides image size, crop,
+            interpolation, mean and std where these are not given. None: the data set's own.
+        img_size: height and width that the network sees.
+        crop_pct: share of the resized image that the centre crop keeps in evaluation.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean: per channel, on the scale 0 to 1.
+        std: per channel, on the scale 0 to 1.
+        batch_size: examples per training batch and process.
+        eval_batch_size: examples per evaluation batch and process; None: ``batch_size``.
+        drop_last: leave out an incomplete last training batch.
+        protocol: ``honest`` selects on a slice of the training data and leaves the test set alone;
+            ``legacy`` validates on the test set, as many long-tail papers do.
+        val: share of the training data for validation; None: 0.1 (honest), 0 (legacy). Not cut
+            where the data has a validation set.
+        holdout: share of the training data never trained or selected on; None: as ``val``.
+        probe_size: how many training examples ``probe_dataloader()`` holds at most.
+        seed: key of splits, order and augmentations; None: the run's (``seed_everything``), or 0.
+        num_workers: processes that decode image files.
+        predict_dir: folder of images for ``predict``, searched recursively.
+
+    Raises:
+        ValueError: in the constructor, for values that cannot be right.
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        img_size: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        protocol: Protocols = "honest",
+        val: float | None = None,
+        holdout: float | None = None,
+        probe_size: int = 512,
+        seed: int | None = None,
+        num_workers: int = 2,
+        predict_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        # Lightning refuses to log a model's and a DataModule's values of one name that differ.
+        self.save_hyperparameters(logger=False)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        # plain values only: a checkpoint that holds a Path does not load with weights_only=True
+        self.hparams.update({k: _plain(v) for k, v in self.hparams.items()}, seed=self.seed)
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.eval_batch_size = _at_least_one("eval_batch_size", eval_batch_size or batch_size)
+        self.probe_size = _at_least_one("probe_size", probe_size)
+        self.drop_last, self.num_workers, self.predict_dir = drop_last, num_workers, predict_dir
+        self.protocol: Protocols = protocol
+        self.val, self.holdout = slice_fractions(protocol, val, holdout)
+        self._backbone = model_name
+        self._explicit = {
+            "img_size": img_size,
+            "crop_pct": crop_pct,
+            "interpolation": interpolation,
+            "mean": mean,
+            "std": std,
+        }
+        self._class_names: list[str] | None = None
+        self._splits: Splits[T] | None = None
+
+    def _settle_preprocessing(self, native: Preprocessing, follow_crop: bool = True) -> None:
+        """Resolve the preprocessing; every subclass ends its constructor with this.
+
+        Args:
+            native: the data set's own values.
+            follow_crop: whether the backbone's ``crop_pct`` is meant for data of this kind.
+        """
+        explicit = dict(self._explicit)
+        if not follow_crop and explicit["crop_pct"] is None:
+            explicit["crop_pct"] = native.crop_pct
+        self.preprocessing, self._sources = resolve_preprocessing(explicit, self._backbone, native)
+        if explicit["crop_pct"] != self._explicit["crop_pct"]:
+            self._sources["crop_pct"] = "data set"
+
+    @abstractmethod
+    def _read(self) -> Sources[T]:
+        """Find or read the examples, the published construction included."""
+
+    @abstractmethod
+    def _names_for_prediction(self) -> list[str] | None:
+        """Class names as far as they are known without reading examples."""
+
+    @abstractmethod
+    def _train_loader(self, data: T) -> Any:
+        """Return the loader of augmented, shuffled batches."""
+
+    @abstractmethod
+    def _eval_loader(self, data: T) -> Any:
+        """Return the loader of unaugmented batches in fixed order."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data and cut the splits, once, whatever the stage.
+
+        The stage ``predict`` needs no training data and reads none.
+
+        Raises:
+            FileNotFoundError: for missing data, naming the layouts that are understood.
+            ValueError: for data that cannot be right, naming the file or value.
+        """
+        if self._splits is not None:
+            return
+        if stage == "predict":
+            self._class_names = self._names_for_prediction()
+            return
+        sources = self._read()
+        self._class_names = list(sources.train.classes)
+        self._splits = cut_splits(
+            sources, self.protocol, self.val, self.holdout, self.seed, self.probe_size
+        )
+        if self.protocol == "legacy":
+            rank_zero_warn(
+                "protocol='legacy': validation is the test set, so whatever is selected on it "
+                "(best epoch, early stopping, tuning) reports too high a test score. Compare such "
+                "numbers with legacy numbers only."
+            )
+        rank_zero_info(self.summary())
+
+    @property
+    def _ready(self) -> Splits[T]:
+        if self._splits is None:
+            raise RuntimeError(f"{type(self).__name__}: call setup('fit') first")
+        return self._splits
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by class number."""
+        if self._class_names is None:
+            return list(self._ready.train.classes)
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Examples per class trained on."""
+        return class_counts(self._ready.train.targets, self.num_classes)
+
+    @property
+    def full_class_counts(self) -> list[int]:
+        """Training examples per class before validation and hold-out were cut: for shot groups."""
+        return list(self._ready.full_class_counts)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean per channel that images are normalised with."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel that images are normalised with."""
+        return self.preprocessing.std
+
+    @property
+    def img_size(self) -> int:
+        """Height and width of the images that the network sees."""
+        return self.preprocessing.img_size
+
+    def train_dataloader(self) -> Any:
+        """Batches to train on, augmented and shuffled."""
+        return self._train_loader(self._ready.train)
+
+    def val_dataloader(self) -> Any:
+        """Batches for selection; no loader at all where there is no validation set."""
+        return [] if self._ready.val is None else self._eval_loader(self._ready.val)
+
+    def test_dataloader(self) -> Any:
+        """Batches to report on.
+
+        Raises:
+            ValueError: if the data has no test set.
+        """
+        if self._ready.test is None:
+            raise ValueError(
+                f"{type(self).__name__} has no test set: add a folder (or a manifest split) 'test'"
+            )
+        return self._eval_loader(self._ready.test)
+
+    def holdout_dataloader(self) -> Any:
+        """Unaugmented batches of training examples that are neither trained nor selected on.
+
+        Raises:
+            ValueError: if nothing is held out.
+        """
+        if self._ready.holdout is None:
+            raise ValueError(
+                f"{type(self).__name__} holds nothing out: pass holdout=0.1 (a tenth of the "
+                "training data, stratified) before training"
+            )
+        return self._eval_loader(self._ready.holdout)
+
+    def probe_dataloader(self) -> Any:
+        """Unaugmented batches of a fixed random part of the training examples, in random order."""
+        return self._eval_loader(self._ready.probe)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches ``(images, number)`` of all images under ``predict_dir``.
+
+        ``dataset.paths[number]`` is the file.
+
+        Raises:
+            ValueError: without ``predict_dir``.
+            FileNotFoundError: if it does not exist or holds no image.
+        """
+        if self.predict_dir is None:
+            raise ValueError("nothing to predict: pass predict_dir, a folder of images")
+        data = UnlabelledImages(
+            list_images(Path(self.predict_dir)),
+            evaluation_transform(self.preprocessing),
+            "RGB" if len(self.mean) == 3 else "L",
+        )
+        return DataLoader(data, batch_size=self.eval_batch_size, num_workers=self.num_workers)
+
+    def summary(self) -> str:
+        """What is trained, selected and tested on, and how images are prepared, in a few lines."""
+        return describe(
+            type(self).__name__,
+            self._ready,
+            self.preprocessing,
+            self._sources,
+            f"protocol {self.protocol}, seed {self.seed}",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and fingerprint of the training examples, to notice if they change on resuming."""
+        return {"seed": self.seed, "train": self._splits.fingerprint if self._splits else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the checkpoint was trained on other examples: they may be in val or test now."""
+        if self._splits is not None and state_dict["train"] not in (None, self._splits.fingerprint):
+            rank_zero_warn(
+                "The checkpoint was trained on other examples than this DataModule trains on (its "
+                f"seed was {state_dict['seed']}, now {self.seed}): some may have moved into "
+                "validation or hold-out, whose numbers are then too high. Give the same seed, "
+                "fractions and imbalance."
+            )
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        """Number of processes and rank of this one."""
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size(), torch.distributed.get_rank()
+        return 1, 0
+
+    def _train_sampler(self, data: T) -> Sampler[int]:
+        if getattr(self.trainer, "overfit_batches", 0) > 0:
+            return fixed_order(data, *self._shard)  # Lightning wants no shuffling then
+        return ShuffledSampler(data, self.seed, *self._shard, self._epoch_of_run)
+
+    def _epoch_of_run(self) -> int | None:
+        if self.trainer is None or not self.trainer.training:
+            return None
+        return self.trainer.current_epoch
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} is at least 1, got {value}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value

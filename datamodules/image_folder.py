@@ -1,0 +1,158 @@
+"""Any tree with a folder per class, or a manifest: images decoded and augmented in workers."""
+
+from pathlib import Path
+from typing import Any
+
+from firstlight.datamodules.base import ImageDataModule
+from firstlight.datamodules.image_files import (
+    ImageFiles,
+    LabelledFiles,
+    check_decodable,
+    scan_classes,
+)
+from firstlight.datamodules.loaders import ResumableDataLoader
+from firstlight.datamodules.manifest import read_manifest
+from firstlight.datamodules.preprocessing import (
+    Preprocessing,
+    evaluation_transform,
+    training_transform,
+)
+from firstlight.datamodules.samplers import fixed_order
+from firstlight.datamodules.splits import Sources, take_test
+
+_VERIFIED_BY_DEFAULT = 5_000
+_IMAGENET = Preprocessing(
+    224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+)  # what timm takes where a model says nothing
+
+
+class ImageFolderDataModule(ImageDataModule[ImageFiles]):
+    """Images on disk, in a folder per class or listed in a manifest.
+
+    Understood are ``root/train/<class>/...`` with, if there are, ``root/val`` (or ``valid``,
+    ``validation``) and ``root/test``; ``root/<class>/...``, of which a test set is cut; and a
+    manifest with the columns ``path``, ``label``, ``split``. Classes are numbered by sorted name.
+
+    Training images are randomly cropped and resized, flipped, erased on request; evaluation images
+    are prepared as timm's ``create_transform`` does.
+
+    Args:
+        root: the folder; with a manifest, what its relative paths start from (None: its folder).
+        manifest: a ``.csv`` or ``.parquet`` file instead of a tree.
+        class_names: names by class number, for a manifest whose labels are integers.
+        test: share cut as test set where the data has no splits at all.
+        verify: decode every file once in ``setup``, so that a bad one is found before training;
+            None: if there are at most 5,000.
+        scale: range of a training crop's share of the image's area.
+        ratio: range of a training crop's width over height.
+        horizontal_flip: probability of mirroring a training image.
+        erasing: probability of random erasing.
+        **kwargs: the arguments of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        manifest: str | None = None,
+        class_names: list[str] | None = None,
+        test: float = 0.1,
+        verify: bool | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
+        erasing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, share in (("test", test), ("flip", horizontal_flip), ("erasing", erasing)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} lies in [0, 1], got {share}")
+        self.root = None if root is None else Path(root)
+        self.manifest = None if manifest is None else Path(manifest)
+        self.test, self.verify = test, verify
+        self._names = class_names
+        self.scale, self.ratio = scale, ratio
+        self.horizontal_flip, self.erasing = horizontal_flip, erasing
+        self._settle_preprocessing(_IMAGENET)
+
+    def _names_for_prediction(self) -> list[str] | None:
+        return (
+            None if self.root is None and self.manifest is None else self._find()["train"].classes
+        )
+
+    def _find(self) -> dict[str, LabelledFiles]:
+        if self.manifest is not None:
+            root = self.manifest.parent if self.root is None else self.root
+            return read_manifest(self.manifest, root, self._names)
+        if self.root is None:
+            raise FileNotFoundError(
+                "no data: pass root, a folder of class folders (--data.root), or manifest, a table "
+                "of path, label, split (--data.manifest)"
+            )
+        return scan_tree(self.root)
+
+    def _read(self) -> Sources[ImageFiles]:
+        found = self._find()
+        if "train" not in found:
+            raise ValueError(f"{self.manifest} has no row of split 'train'")
+        if self.verify or (
+            self.verify is None
+            and sum(len(f.paths) for f in found.values()) <= _VERIFIED_BY_DEFAULT
+        ):
+            check_decodable([path for files in found.values() for path in files.paths])
+        sets = {split: ImageFiles(files) for split, files in found.items()}
+        if len(sets) == 1:
+            train, test = take_test(sets["train"], self.test, self.seed)
+            return Sources(train, None, test)
+        return Sources(sets["train"], sets.get("val"), sets.get("test"))
+
+    def _train_loader(self, data: ImageFiles) -> ResumableDataLoader:
+        transform = training_transform(
+            self.preprocessing, self.scale, self.ratio, self.horizontal_flip, self.erasing
+        )
+        return self._loader(
+            data.with_transform(transform, self.seed),
+            self._train_sampler(data),
+            self.batch_size,
+            self.drop_last,
+        )
+
+    def _eval_loader(self, data: ImageFiles) -> ResumableDataLoader:
+        transform = evaluation_transform(self.preprocessing)
+        sampler = fixed_order(data, *self._shard)
+        return self._loader(data.with_transform(transform), sampler, self.eval_batch_size, False)
+
+    def _loader(
+        self, data: ImageFiles, sampler: Any, batch_size: int, drop_last: bool
+    ) -> ResumableDataLoader:
+        return ResumableDataLoader(
+            data,
+            sampler=sampler,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._device.type == "cuda",
+        )
+
+
+def scan_tree(root: Path) -> dict[str, LabelledFiles]:
+    """Find the splits of a tree; class numbers are those of the training set throughout.
+
+    Raises:
+        FileNotFoundError: if ``root`` is no folder.
+        ValueError: for an empty class folder, or a class that the training set does not have.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no folder {root.absolute()}: point root (--data.root) to a tree root/train/<class>/, "
+            "root/val/<class>/, root/test/<class>/, or to a folder of class folders"
+        )
+    if not (root / "train").is_dir():
+        return {"train": scan_classes(root)}
+    found = {"train": scan_classes(root / "train")}
+    for split, names in (("val", ("val", "valid", "validation")), ("test", ("test",))):
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is not None:
+            found[split] = scan_classes(folder, found["train"].classes)
+    return found

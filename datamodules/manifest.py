@@ -1,0 +1,136 @@
+"""Lists of images: a CSV or Parquet table of path, label and split."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from firstlight.datamodules.image_files import LabelledFiles
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+def read_manifest(
+    path: Path, root: Path, class_names: list[str] | None = None
+) -> dict[str, LabelledFiles]:
+    """Read a manifest with the columns ``path``, ``label`` and, if there are splits, ``split``.
+
+    Labels that are all integers are class numbers; others are names, numbered in sorted order, and
+    a label such as ``007`` is a name. Rows are counted from 1, a header line left out.
+
+    Args:
+        path: the ``.csv`` or ``.parquet`` file.
+        root: what relative paths in it are relative to.
+        class_names: names by class number; None takes them from the labels.
+
+    Returns:
+        The files by split: ``train``, ``val``, ``test``, or all under ``train`` without a column
+        ``split``.
+
+    Raises:
+        FileNotFoundError: if the manifest or an image in it does not exist.
+        ValueError: for a missing column, an empty or unknown value, a class number out of range or
+            left out, or a class without a training image; names row and value.
+    """
+    columns = _read_columns(path)
+    labels = columns["label"]
+    splits = _splits(columns.get("split"), len(labels), path)
+    targets, classes = _number(labels, path, class_names)
+    _check_trained(targets, splits, classes, path)
+    paths = [str(root / p) for p in columns["path"]]
+    missing = next((row for row, p in enumerate(paths) if not Path(p).is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{path}, row {missing + 1}: no file {paths[missing]}")
+    result = {}
+    for split in dict.fromkeys(splits):
+        rows = [row for row, s in enumerate(splits) if s == split]
+        result[split] = LabelledFiles(
+            [paths[row] for row in rows], [targets[row] for row in rows], classes
+        )
+    return result
+
+
+def _read_columns(path: Path) -> dict[str, list[str]]:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no such manifest: {path}")
+    if path.suffix.lower() == ".csv":
+        # everything as text: a class named 007 must not become the number 7
+        text = dict.fromkeys(("path", "label", "split"), pa.string())
+        convert = pyarrow.csv.ConvertOptions(column_types=text, null_values=[""])
+        table = pyarrow.csv.read_csv(path, convert_options=convert)
+    elif path.suffix.lower() == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+    else:
+        raise ValueError(f"{path}: a manifest is a .csv or .parquet file")
+    for name in ("path", "label"):
+        if name not in table.column_names:
+            raise ValueError(f"{path} has no column {name!r}, only {table.column_names}")
+    names = [n for n in ("path", "label", "split") if n in table.column_names]
+    columns: dict[str, list[Any]] = {n: table.column(n).to_pylist() for n in names}
+    if not columns["path"]:
+        raise ValueError(f"{path} lists no images")
+    for name, values in columns.items():
+        for row, value in enumerate(values):
+            if value is None or value == "":
+                raise ValueError(f"{path}, row {row + 1}: {name} is empty")
+    return {name: [str(value) for value in values] for name, values in columns.items()}
+
+
+def _splits(values: list[str] | None, count: int, path: Path) -> list[str]:
+    if values is None:
+        return ["train"] * count
+    for row, value in enumerate(values):
+        if value.lower() not in _SPLITS:
+            raise ValueError(
+                f"{path}, row {row + 1}: unknown split {value!r}, choose train, val or test"
+            )
+    return [_SPLITS[value.lower()] for value in values]
+
+
+def _number(
+    labels: list[str], path: Path, class_names: list[str] | None
+) -> tuple[list[int], list[str]]:
+    if all(re.fullmatch(r"-?(0|[1-9]\d*)", label) for label in labels):
+        targets = [int(label) for label in labels]
+        count = len(class_names) if class_names is not None else max(targets) + 1
+        for row, target in enumerate(targets):
+            if not 0 <= target < count:
+                raise ValueError(
+                    f"{path}, row {row + 1}: label {target} is outside 0..{max(count - 1, 0)}"
+                )
+        if class_names is None and (gaps := sorted(set(range(count)) - set(targets))):
+            row = targets.index(count - 1)
+            raise ValueError(
+                f"{path}, row {row + 1}: label {count - 1} implies {count} classes, but no row has "
+                f"label {gaps[0]}: number the classes from 0 without gaps, or use names"
+            )
+        return targets, class_names or [str(c) for c in range(count)]
+    classes = class_names if class_names is not None else sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(classes)}
+    for row, label in enumerate(labels):
+        if label not in numbers:
+            raise ValueError(f"{path}, row {row + 1}: label {label!r} is not among class_names")
+    return [numbers[label] for label in labels], list(classes)
+
+
+def _check_trained(targets: list[int], splits: list[str], classes: list[str], path: Path) -> None:
+    trained = {t for t, s in zip(targets, splits, strict=True) if s == "train"}
+    for row, target in enumerate(targets):
+        if target not in trained:
+            raise ValueError(
+                f"{path}, row {row + 1}: class {classes[target]!r} occurs in {splits[row]} but has "
+                "no training image"
+            )
+    if len(trained) < len(classes):
+        absent = min(set(range(len(classes))) - trained)
+        raise ValueError(f"{path}: class {absent} ({classes[absent]!r}) has no training image")
