@@ -2,23 +2,20 @@
 
 Both sides produce the same thing: shuffled batches of 128 float32 images, randomly cropped out of
 zero padding, flipped, normalised. The peer is torchvision's transforms in a DataLoader with two
-workers; the other is the loader of firstlight's small data sets. The rounds alternate, so that
-what else the machine does falls on both.
+workers; the other is the loader of firstlight's small data sets.
 
-    python benchmarks/input_pipeline.py [--json PATH] [--rounds 7] [--threads 2]
+    python benchmarks/input_pipeline.py [--rounds 7] [--device cpu]
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterable
-from pathlib import Path
+from functools import partial
 
 import torch
-import torchvision
 from PIL import Image
+from side_by_side import in_turn, publish, ratio
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -84,48 +81,28 @@ def loaders(device: torch.device) -> dict[str, Iterable]:
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure in turn and publish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     sides = loaders(device)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for round_number in range(arguments.rounds + 1):
-        for name, loader in sides.items():
-            rate = images_per_second(loader, device)
-            if round_number > 0:  # the first starts workers and fills caches
-                rates[name].append(rate)
-    # other processes only ever slow a round down, so the fastest is the cleanest
-    peer, ours = (max(values) for values in rates.values())
-    middle_peer, middle_ours = (statistics.median(values) for values in rates.values())
-    machine = (
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        + (torch.cuda.get_device_name() if device.type == "cuda" else "CPU")
+    measures = {n: partial(images_per_second, load, device) for n, load in sides.items()}
+    rates = in_turn(measures, arguments.rounds)
+    peer, ours = rates.values()
+    rows = [
+        {"side": name, "images a second": f"{statistics.median(values):,.0f}", "times faster": ""}
+        for name, values in rates.items()
+    ]
+    rows[-1]["times faster"] = ratio(ours, peer)
+    publish(
+        "input_pipeline",
+        f"Training input: {EXAMPLES:,} images of 3 x 32 x 32, crop, flip, normalise",
+        rows,
+        f"{arguments.rounds} epochs each, in turn; device {device.type}. Ratio by round: median, "
+        "lowest and highest.",
     )
-    print(f"{EXAMPLES} images of 3 x 32 x 32, batches of {BATCH}: crop, flip, normalise")
-    print(f"{machine}; {arguments.rounds} epochs each, alternating\n")
-    print(f"{'images per second':26s} {'fastest':>12s} {'median':>12s}")
-    for name, values in rates.items():
-        print(f"{name:26s} {max(values):>12,.0f} {statistics.median(values):>12,.0f}")
-    print(f"{'ratio':26s} {ours / peer:>12.1f} {middle_ours / middle_peer:>12.1f}")
-    if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps(
-                {
-                    "machine": machine,
-                    "images_per_second": rates,
-                    "ratio_of_fastest": ours / peer,
-                    "ratio_of_medians": middle_ours / middle_peer,
-                },
-                indent=1,
-            )
-        )
 
 
 if __name__ == "__main__":

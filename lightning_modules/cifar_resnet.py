@@ -165,7 +165,9 @@ class SmallStemResNet(ResNet):  # type: ignore[misc]  # timm publishes no types
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.conv1 = nn.Conv2d(self.in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(
+            self.conv1.in_channels, self.conv1.out_channels, 3, padding=1, bias=False
+        )
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
         for info in self.feature_info[:1]:
