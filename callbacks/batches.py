@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
-TARGET_KEYS = ("label", "labels", "target", "targets", "y")
+from firstlight.functional.batches import INPUT_KEYS, TARGET_KEYS, describe
 
 
 class Example(NamedTuple):
@@ -36,23 +35,6 @@ class BatchError(TypeError):
     """A batch, or a model's output, that is not a classifier's by the known conventions."""
 
 
-def describe(value: Any, depth: int = 2) -> str:
-    """Say what a batch is made of, for an error message.
-
-    Example:
-        >>> describe({"a": torch.zeros(2, 3), "b": [1, 2]})
-        "{'a': float32 (2, 3), 'b': [int, int]}"
-    """
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if depth and isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k!r}: {describe(v, depth - 1)}' for k, v in value.items())}}}"
-    if depth and isinstance(value, list | tuple):
-        shown = ", ".join(describe(v, depth - 1) for v in value[:4])
-        return f"[{shown}{', ...' if len(value) > 4 else ''}]"
-    return type(value).__name__
-
-
 def read_batch(pl_module: Any, batch: Any, who: str, adapter: Adapter | None = None) -> Example:
     """Find inputs, targets and forward of a batch.
 
@@ -65,7 +47,8 @@ def read_batch(pl_module: Any, batch: Any, who: str, adapter: Adapter | None = N
     """
     if adapter is not None:
         return Example(*adapter(pl_module, batch))
-    if callable(own := getattr(pl_module, "adapter", None)):
+    own = getattr(pl_module, "adapter", None)
+    if callable(own) and not isinstance(own, nn.Module):  # a layer may bear that name
         return Example(*own(batch))
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         return Example(batch[0], batch[1], pl_module)
@@ -129,17 +112,15 @@ def as_logits(output: Any) -> Tensor | None:
 
 
 class Caught(NamedTuple):
-    """Logits caught on their way, and what speaks for or against them.
+    """An output caught on its way.
 
     Attributes:
+        source: the module that put it out; "forward" for the LightningModule itself.
         logits: (N, C), detached.
-        source: the module that put them out.
-        rivals: descriptions of other outputs that might have been meant.
     """
 
-    logits: Tensor
     source: str
-    rivals: tuple[str, ...]
+    logits: Tensor
 
 
 class LogitsTap:
@@ -155,42 +136,78 @@ class LogitsTap:
 
     def __init__(self, pl_module: nn.Module) -> None:
         self.armed = False
-        self._seen: list[tuple[str, Tensor]] = []
+        self._seen: list[Caught] = []
         entries = [("forward", pl_module), *_callable_children(pl_module)]
         self._hooks = [module.register_forward_hook(self._hook(name)) for name, module in entries]
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_module: nn.Module, _args: Any, output: Any) -> None:
             if self.armed and (logits := as_logits(output)) is not None:
-                self._seen.append((name, logits))
+                self._seen.append(Caught(name, logits))
 
         return look
 
-    def take(self, rows: int, num_classes: int | None = None) -> Caught | None:
-        """Return the step's logits, and forget all outputs.
+    def take(self, rows: int) -> list[Caught]:
+        """Return what the step put out with as many rows as the batch, in order; forget it all.
 
-        Of the outputs with as many rows as the batch (and ``num_classes`` columns, where known),
-        the module's own ``forward`` comes first, then its children; of several, the last.
+        An output that a module merely passed on is listed once, by the outermost module.
         """
-        fit = [
-            (name, logits)
-            for name, logits in self._seen
-            if len(logits) == rows and num_classes in (None, logits.shape[1])
-        ]
-        self._seen = []
-        own = [(name, logits) for name, logits in fit if name == "forward"]
-        candidates = own or fit
-        if not candidates:
-            return None
-        *others, (name, logits) = candidates
-        rivals = tuple(f"{other} (width {x.shape[1]})" for other, x in others)
-        return Caught(logits, name, rivals)
+        seen, self._seen, self.armed = self._seen, [], False
+        last = {caught.logits.data_ptr(): caught for caught in seen if len(caught.logits) == rows}
+        return list(last.values())
 
     def remove(self) -> None:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
         self._seen, self.armed = [], False
+
+
+def choose_logits(
+    outputs: Sequence[Caught], num_classes: int | None, who: str
+) -> tuple[Caught | None, list[str]]:
+    """Tell the logits from a step's other outputs.
+
+    Of outputs ``num_classes`` wide (where that is known), the module's own ``forward`` comes before
+    its children, and logits before probabilities. Where only probabilities are found, their
+    logarithm is taken: its softmax gives them back.
+
+    Returns:
+        The logits, or None where there are none; and sentences that the user should read.
+
+    Raises:
+        BatchError: where several outputs may equally be meant.
+    """
+    wide = [c for c in outputs if num_classes in (None, c.logits.shape[1])]
+    own = [c for c in wide if c.source == "forward"]
+    fit = own or (wide if num_classes else wide[-1:])
+    raw = [c for c in fit if not _are_probabilities(c.logits)]
+    fit = raw or fit
+    if not fit:
+        return None, []
+    names = [f"{c.source} (width {c.logits.shape[1]})" for c in outputs]
+    if len(fit) > 1:
+        raise BatchError(
+            f"{who} found several outputs in the step that may be the logits: {', '.join(names)}. "
+            f"{ADAPTER_HINT}: forward then makes the logits, in a pass of its own"
+        )
+    chosen = fit[0]
+    notes = [f"logits are the output of {chosen.source}, {chosen.logits.shape[1]} classes."]
+    others = sorted({n for n, c in zip(names, outputs, strict=True) if c is not chosen})
+    if others:
+        notes.append(f"other outputs in the step, not meant: {', '.join(others)}.")
+    if not raw:
+        notes.append(f"the output of {chosen.source} is probabilities: their logarithm is taken.")
+        chosen = Caught(chosen.source, chosen.logits.log())
+    return chosen, notes
+
+
+def _are_probabilities(x: Tensor) -> bool:
+    if len(x) == 0 or not bool((x >= 0).all()):
+        return False
+    return torch.allclose(
+        x.sum(1, dtype=torch.float32), torch.ones_like(x[:, 0]).float(), atol=1e-3
+    )
 
 
 def _callable_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

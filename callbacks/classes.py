@@ -1,12 +1,13 @@
 """What is known about the classes of a run: names, training counts, shot groups, and from where."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
 from firstlight.functional import shot_groups
+from firstlight.functional.loaders import named_sets, offered
 
 
 class Classes(NamedTuple):
@@ -25,16 +26,6 @@ class Classes(NamedTuple):
     full_counts: tuple[int, ...] | None
     shots: tuple[str | None, ...]
     sources: tuple[str, ...]
-
-
-def named_loaders(loaders: Any) -> Iterator[tuple[str | None, Any]]:
-    """Loaders in Lightning's order, with the names that a mapping of several gives them."""
-    if isinstance(loaders, Mapping):
-        yield from ((str(name), loader) for name, loader in loaders.items())
-    elif isinstance(loaders, list | tuple):
-        yield from ((None, loader) for loader in loaders)
-    elif loaders is not None:
-        yield None, loaders
 
 
 def dataset_of(loader: Any) -> Any:
@@ -59,6 +50,17 @@ def targets_of(loader: Any) -> list[int] | None:
     return [int(target) for target in targets]
 
 
+def check_lengths(
+    num_classes: int, names: Sequence[str] | None, counts: Sequence[int] | None
+) -> None:
+    """Raise ValueError where an argument does not have one entry a class."""
+    for label, given in {"class_names": names, "class_counts": counts}.items():
+        if given is not None and len(given) != num_classes:
+            raise ValueError(
+                f"{label} has {len(given)} entries, but the logits have {num_classes} classes"
+            )
+
+
 def find_classes(
     trainer: Any,
     num_classes: int,
@@ -71,14 +73,10 @@ def find_classes(
     Raises:
         ValueError: where an argument does not have one entry a class.
     """
-    for label, given in {"class_names": names, "class_counts": counts}.items():
-        if given is not None and len(given) != num_classes:
-            raise ValueError(
-                f"{label} has {len(given)} entries, but the logits have {num_classes} classes"
-            )
+    check_lengths(num_classes, names, counts)
     datamodule = trainer.datamodule
-    train = [loader for _, loader in named_loaders(trainer.train_dataloader)]
-    sources = []
+    train = [loader for _, loader in named_sets("train", trainer.train_dataloader)]
+    sources: list[str] = []
 
     def seek(label: str, *places: tuple[str, Any]) -> tuple[Any, ...] | None:
         for source, found in places:
@@ -93,20 +91,20 @@ def find_classes(
     evaluated = [
         dataset_of(loader)
         for loaders in (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        for _, loader in named_loaders(loaders)
+        for _, loader in named_sets("", loaders)
     ]
     found = next((c for d in evaluated if (c := getattr(d, "classes", None)) is not None), None)
     names = seek(
         "class names",
         ("the argument class_names", names),
-        ("the data module", getattr(datamodule, "class_names", None)),
+        ("the data module", offered(datamodule, "class_names")),
         ("the data set's classes", found),
     )
     targets = targets_of(train[0]) if train else None
     tally = Counter(targets or [])
     own = None if targets is None else [tally[c] for c in range(num_classes)]
-    trained = getattr(datamodule, "class_counts", None)
-    full = getattr(datamodule, "full_class_counts", None)
+    trained = offered(datamodule, "class_counts")
+    full = offered(datamodule, "full_class_counts")
     full_counts = seek(
         "training counts",
         ("the argument class_counts", counts),
@@ -118,7 +116,7 @@ def find_classes(
         sources.append(groups.rule)
     return Classes(
         names=names or tuple(map(str, range(num_classes))),
-        train_counts=tuple(trained) if trained is not None else full_counts,
+        train_counts=full_counts if counts is not None or trained is None else tuple(trained),
         full_counts=full_counts,
         shots=groups.groups if groups is not None else (None,) * num_classes,
         sources=tuple(sources),

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from firstlight.callbacks.batches import (
     ADAPTER_HINT,
@@ -16,6 +17,7 @@ from firstlight.callbacks.batches import (
     BatchError,
     LogitsTap,
     as_logits,
+    choose_logits,
     class_targets,
     read_batch,
 )
@@ -33,6 +35,7 @@ class Evaluation:
         loader: gives the sampler, which says which examples are repeats, and the data set.
         num_classes: width of the logits, where known beforehand.
         ignore_index: targets that mean "no label".
+        first: whether it is the stage's first set.
 
     Attributes:
         in_order: whether positions are indices of the data set.
@@ -41,14 +44,20 @@ class Evaluation:
     """
 
     def __init__(
-        self, split: str, loader: Any, num_classes: int | None, ignore_index: int | None
+        self,
+        split: str,
+        loader: Any,
+        num_classes: int | None,
+        ignore_index: int | None,
+        first: bool = True,
     ) -> None:
         self.split = split
+        self.first = first
         self.dataset = getattr(loader, "dataset", None)
-        self._sampler = getattr(loader, "sampler", None)
+        self._sampler = _sampler_of(loader)
         self._expected = num_classes
         self._ignore_index = ignore_index
-        self.in_order = _visits_in_order(self._sampler)
+        self.in_order = _visits_in_order(self._sampler, self.dataset)
         self.metric: PerClassCounts | None = None
         self._scores: list[ExampleScores] = []
         self._positions: list[Tensor] = []
@@ -67,23 +76,27 @@ class Evaluation:
         """
         inputs, targets, forward = read_batch(pl_module, batch, WHO, adapter)
         rows = len(targets) if isinstance(targets, Tensor) and targets.ndim else 0
-        caught = tap.take(rows, self.metric.num_classes if self.metric else self._expected)
-        tap.armed = False
-        notes = []
-        if caught is None:
+        outputs = tap.take(rows)
+        width = self.metric.num_classes if self.metric else self._expected
+        try:
+            chosen, notes = choose_logits(outputs, width, WHO)
+        except BatchError:
+            if forward is pl_module:  # no adapter says which of them is meant
+                raise
+            chosen, notes = None, []
+        if chosen is not None:
+            logits = chosen.logits
+        else:
             logits = _second_forward(pl_module, forward, inputs, targets)
             notes.append(
-                "the step's own forward showed no logits (N, C), so every batch is put through the "
-                "model a second time. Call self(...) or a child module in the step to avoid that."
+                "the step's own forward did not show which output is the logits (N, C), so every "
+                "batch is put through the model a second time."
             )
-        else:
-            logits = caught.logits
-            notes.append(f"logits are the output of {caught.source}, {logits.shape[1]} classes.")
-            if caught.rivals and caught.source != "forward" and self._expected is None:
-                notes.append(
-                    f"other outputs in the step: {', '.join(sorted(set(caught.rivals)))}. If one "
-                    f"of those is the logits: {ADAPTER_HINT}."
-                )
+        if width is not None and logits.shape[1] != width:
+            raise ValueError(
+                f"{WHO}: the logits have {logits.shape[1]} classes, the data {width}. Is the head "
+                "of the right size? (num_classes of the data module, or class_names)"
+            )
         if isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2:
             notes.append("targets are probabilities; examples count for their heaviest class.")
         self._count(logits, class_targets(targets, logits.shape[1], WHO).to(logits.device))
@@ -176,17 +189,18 @@ def counting(
     return metric if metric.device == home else metric.to(home)
 
 
-def _visits_in_order(sampler: object) -> bool:
+def _sampler_of(loader: Any) -> Any:
+    """The loader's sampler, where batches are cut from it as it comes; otherwise None."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader, "sampler", None) if type(batches) in (NoneType, BatchSampler) else None
+
+
+def _visits_in_order(sampler: object, dataset: object) -> bool:
     if isinstance(sampler, DistributedSampler):
-        return not sampler.shuffle
+        return not sampler.shuffle and sampler.dataset is dataset
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         return False  # each rank visits a share of its own choosing
-    # Lightning wraps a sequential sampler for some stages; anything else is unknown.
-    return isinstance(sampler, SequentialSampler) or (
-        sampler is not None
-        and not isinstance(sampler, RandomSampler)
-        and isinstance(getattr(sampler, "sampler", None), SequentialSampler)
-    )
+    return isinstance(sampler, SequentialSampler)
 
 
 def _second_forward(pl_module: Any, forward: Any, inputs: Any, targets: Any) -> Tensor:

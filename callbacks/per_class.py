@@ -3,24 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback
 
 from firstlight.callbacks.batches import Adapter, LogitsTap
-from firstlight.callbacks.classes import Classes, find_classes, named_loaders
+from firstlight.callbacks.classes import Classes, check_lengths, dataset_of, find_classes
 from firstlight.callbacks.evaluation import Evaluation, agree
 from firstlight.callbacks.per_class_report import save_examples, show_worst
 from firstlight.callbacks.records import RunRecords, log_scalars, say
+from firstlight.callbacks.stages import STAGES, Stage, StageCallback, loaders_of
 from firstlight.functional import confusion_pairs, summarise_classes
+from firstlight.functional.loaders import named_sets, offered
 from firstlight.runfolder import fingerprint
 
-Stage = Literal["train", "val", "test"]
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
-
-class PerClassMonitor(Callback):
+class PerClassMonitor(StageCallback):
     """Counts, for every class, what an evaluation did to it; changes nothing.
 
     Each epoch of each stage (and of each loader, where there are several) logs the twelve scalars
@@ -45,6 +43,8 @@ class PerClassMonitor(Callback):
             writes them once, at the end.
         ignore_index: targets that mean "no label".
         worst: how many of the worst classes are printed and illustrated.
+        name: tells two monitors of one trainer apart, which Lightning refuses otherwise; added to
+            the splits and keys.
         run_dir: the run folder, by default ``<trainer.log_dir>/firstlight``.
         adapter: ``(pl_module, batch) -> (inputs, targets, forward)`` for unusual batches.
 
@@ -62,6 +62,7 @@ class PerClassMonitor(Callback):
         predictions_every_n_epochs: int | None = None,
         ignore_index: int | None = None,
         worst: int = 10,
+        name: str | None = None,
         run_dir: str | None = None,
         adapter: Adapter | None = None,
     ) -> None:
@@ -85,6 +86,7 @@ class PerClassMonitor(Callback):
         self.predictions_every_n_epochs = predictions_every_n_epochs
         self.ignore_index = ignore_index
         self.worst = worst
+        self.name = name
         self.adapter = adapter
         self.records = RunRecords(run_dir)
         self._tap: LogitsTap | None = None
@@ -99,15 +101,17 @@ class PerClassMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Unique per configuration, so that two monitors can run together."""
-        return self._generate_state_key(
-            stages=self.stages, ignore_index=self.ignore_index, worst=self.worst
-        )
+        return self._generate_state_key(name=self.name)
 
     def state_dict(self) -> dict[str, Any]:
         """The run folder and the unfinished epoch's training counts. Collective."""
         running = self._running.get("train", {})
         unfinished = {split: e.state() for split, e in running.items() if e.metric is not None}
         return {**self.records.state_dict(), "epoch": self._epoch, "train": unfinished}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the step of the weights, which Lightning does not restore outside a fit."""
+        self.records.loaded(checkpoint["global_step"], checkpoint["epoch"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the checkpoint's run folder, with the counts of its unfinished epoch."""
@@ -118,7 +122,9 @@ class PerClassMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Put the hooks on; announce what will be measured."""
+        self._remove_tap()  # an exception may have kept it on
         self._tap = LogitsTap(pl_module)
+        self.records.start()
         self._running, self._finished, self._classes = {}, {}, None
         self._say_once(
             trainer,
@@ -128,41 +134,58 @@ class PerClassMonitor(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the hooks off."""
+        self._remove_tap()
+
+    def _remove_tap(self) -> None:
         if self._tap is not None:
             self._tap.remove()
         self._tap = None
 
-    def _start(self, stage: Stage) -> None:
+    def start(self, stage: Stage) -> None:
+        """Forget the epoch before."""
         self._running[stage] = {}
 
-    def _arm(self, stage: Stage) -> None:
+    def before_batch(self, stage: Stage) -> None:
+        """Begin to look."""
         if self._tap is not None and stage in self.stages:
             self._tap.armed = True
 
-    def _update(self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
+    def after_batch(
+        self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int
+    ) -> None:
+        """Count the batch."""
+        self._epoch = trainer.current_epoch
         if stage not in self.stages or self._tap is None:
             return
         evaluation = self._evaluation(stage, trainer, index)
         for note in evaluation.update(pl_module, batch, self._tap, self.adapter):
             self._say_once(trainer, f"PerClassMonitor: {note}")
+        if evaluation.metric is not None:
+            check_lengths(evaluation.metric.num_classes, self.class_names, self.class_counts)
 
     def _evaluation(self, stage: Stage, trainer: Any, index: int) -> Evaluation:
-        loaders = list(named_loaders(_loaders(trainer, stage)))
-        name, loader = loaders[index]
-        split = stage if len(loaders) == 1 else f"{stage}/{name or index}"
+        split, loader = named_sets(stage, loaders_of(trainer, stage))[index]
+        split = split if self.name is None else f"{split}/{self.name}"
         running = self._running.setdefault(stage, {})
         if split not in running:
-            width = len(self.class_names) if self.class_names is not None else None
-            width = width or getattr(trainer.datamodule, "num_classes", None)
-            running[split] = Evaluation(split, loader, width, self.ignore_index)
+            width = self._known_width(trainer, loader)
+            running[split] = Evaluation(split, loader, width, self.ignore_index, first=index == 0)
         return running[split]
 
-    def _finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
+    def _known_width(self, trainer: Any, loader: Any) -> int | None:
+        if self.class_names is not None:
+            return len(self.class_names)
+        told: int | None = offered(trainer.datamodule, "num_classes")
+        names = getattr(dataset_of(loader), "classes", None)
+        return told if told is not None or names is None else len(names)
+
+    def finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
+        """Sum up, log, write; before checkpoints and early stopping look at the metrics."""
         if stage not in self.stages or trainer.sanity_checking:
             return
         self.records.open(trainer, pl_module)
         for evaluation in agree(self._running.pop(stage, {}), pl_module.device):
-            evaluation.finish(trainer.global_step, trainer.current_epoch)
+            evaluation.finish(*self.records.place(trainer))
             self._finished[evaluation.split] = evaluation
             self._record(trainer, evaluation)
         every = self.predictions_every_n_epochs
@@ -205,7 +228,7 @@ class PerClassMonitor(Callback):
     def _write_predictions(self, trainer: Any) -> None:
         """Write predictions and confusions of the finished evaluations. Collective."""
         for evaluation in self._finished.values():
-            if evaluation.split == "train":
+            if evaluation.split.split("/")[0] == "train":
                 continue
             evaluation.collect()
             table = evaluation.table
@@ -243,12 +266,12 @@ class PerClassMonitor(Callback):
             if not trainer.is_global_zero or self._classes is None or not evaluation.table:
                 continue
             show_worst(evaluation, self._classes, self.worst)
-            if self.records.folder is not None and evaluation.in_order:
+            if self.records.folder is not None and evaluation.in_order and evaluation.first:
                 note = save_examples(
                     self.records.folder.path, evaluation, self.worst, trainer.datamodule
                 )
                 say(trainer, note) if note else None
-        self.records.close("finished")
+        self.records.mark("finished")
         if self.records.folder is not None:
             say(trainer, f"Per-class tables: {self.records.folder.path}")
 
@@ -257,8 +280,6 @@ class PerClassMonitor(Callback):
             self._said.add(message)
             say(trainer, message)
 
-    # When it happens: Lightning's hooks.
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on counting a checkpoint's unfinished epoch, which has no start of its own.
 
@@ -266,77 +287,11 @@ class PerClassMonitor(Callback):
         The run folder is opened before the first checkpoint, which has to know it.
         """
         self.records.open(trainer, pl_module)
+        self.records.mark("running")
         unfinished, self._unfinished = self._unfinished, {}
         for state in unfinished.values():
             if self._epoch == trainer.current_epoch:
                 self._evaluation("train", trainer, 0).restore(state, trainer.is_global_zero)
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the epoch before."""
-        self._start("train")
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Begin to look."""
-        self._arm("train")
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the batch."""
-        self._epoch = trainer.current_epoch
-        self._update("train", trainer, pl_module, batch, 0)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sum up, log, write."""
-        self._finish("train", trainer, pl_module)
-
-    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the epoch before."""
-        self._start("val")
-
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Begin to look."""
-        self._arm("val")
-
-    def on_validation_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch."""
-        self._update("val", trainer, pl_module, batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sum up, log, write; before checkpoints and early stopping look at the metrics."""
-        self._finish("val", trainer, pl_module)
-
-    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget what came before."""
-        self._start("test")
-
-    def on_test_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Begin to look."""
-        self._arm("test")
-
-    def on_test_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch."""
-        self._update("test", trainer, pl_module, batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sum up, log, write."""
-        self._finish("test", trainer, pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the last epoch's predictions; print the worst classes."""
@@ -352,11 +307,6 @@ class PerClassMonitor(Callback):
         self._end(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Say in the run folder that the run did not end by itself."""
-        self.records.close("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
-
-
-def _loaders(trainer: Any, stage: Stage) -> Any:
-    if stage == "train":
-        return trainer.train_dataloader
-    return trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
+        """Take the hooks off; say in the run folder that the run did not end by itself."""
+        self._remove_tap()
+        self.records.mark("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from firstlight.callbacks.batches import INPUT_KEYS
 from firstlight.callbacks.classes import Classes
 from firstlight.callbacks.evaluation import Evaluation
-from firstlight.callbacks.records import console
+from firstlight.callbacks.records import console, forked_random_states
 from firstlight.functional import (
     confusion_pairs,
     expected_worst_accuracy,
     per_class_rates,
     wilson_interval,
 )
+from firstlight.functional.batches import INPUT_KEYS
 from firstlight.runfolder import replacing
 
 LARGEST = 96
@@ -45,7 +46,8 @@ def show_worst(evaluation: Evaluation, classes: Classes, how_many: int) -> None:
     rates = per_class_rates(counts)
     n, correct = counts["n"].double().numpy(), counts["correct"].double().numpy()
     low, high = wilson_interval(correct, n)
-    table = Table(title=f"{evaluation.split}: the {len(worst)} worst classes", title_justify="left")
+    title = f"{evaluation.split}: the {len(worst)} worst classes"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     left = ("class", "taken for", "shots")
     titles = ("class", "acc. %", "95 % CI", "prec. %", "n", "taken for", "shots", "train n")
     for title in titles:
@@ -83,14 +85,20 @@ def _taken_for(evaluation: Evaluation, classes: Classes, c: int) -> str:
 def save_examples(folder: Path, evaluation: Evaluation, how_many: int, datamodule: Any) -> str:
     """Write the costliest errors of the worst classes as PNG, in place of earlier ones.
 
-    Images are read from the data set again, by index. Float images are brought back to colours by
-    the data module's ``mean`` and ``std``, and stretched to their own range where there is none.
+    Images are read from the data set again, by index, under forked random states. Float images are
+    brought back to colours by the data module's ``mean`` and ``std``, and stretched to their own
+    range where there is none.
 
     Returns:
         What kept the images from being read, or "".
     """
     for old in (folder / "examples").glob("*.png"):
         old.unlink()
+    with forked_random_states():
+        return _save(folder, evaluation, how_many, datamodule)
+
+
+def _save(folder: Path, evaluation: Evaluation, how_many: int, datamodule: Any) -> str:
     table = evaluation.table
     for c in worst_classes(evaluation.result, how_many):
         errors = np.flatnonzero((table["target"] == c) & (table["pred"] != c))

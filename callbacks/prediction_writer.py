@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from firstlight.callbacks.records import gather, say
+from firstlight.functional.loaders import offered
 from firstlight.runfolder import replacing
 
 
@@ -34,10 +35,14 @@ class PredictionWriter(BasePredictionWriter):
         self._rows: list[tuple[int, list[float], list[int]]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse to overwrite."""
-        if stage == "predict" and self.output is not None and Path(self.output).exists():
+        """Refuse to overwrite. Collective, since ``log_dir`` is."""
+        if stage != "predict":
+            return
+        log_dir = trainer.log_dir
+        self._file = Path(self.output or Path(log_dir or ".", "predictions.csv"))
+        if trainer.is_global_zero and self._file.exists():
             raise FileExistsError(
-                f"PredictionWriter: {self.output} exists; move it or choose another output"
+                f"PredictionWriter: {self._file} exists; move it, or choose another output"
             )
 
     def on_predict_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -72,17 +77,15 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Write the rows of all ranks. Collective."""
-        log_dir = trainer.log_dir
         rows = sorted(row for rank in gather(self._rows) for row in rank)
         if not trainer.is_global_zero:
             return
         names = getattr(pl_module, "class_names", None)
         if names is None:
-            names = getattr(trainer.datamodule, "class_names", None)
+            names = offered(trainer.datamodule, "class_names")
         dataset = getattr(trainer.predict_dataloaders, "dataset", None)
-        file = Path(self.output or Path(log_dir or ".", "predictions.csv"))
-        _write(file, rows, names, getattr(dataset, "paths", None))
-        say(trainer, f"{len(rows)} predictions: {file}")
+        _write(self._file, rows, names, getattr(dataset, "paths", None))
+        say(trainer, f"{len(rows)} predictions: {self._file}")
 
 
 def _write(

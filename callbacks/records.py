@@ -2,19 +2,23 @@
 
 import os
 import platform
+import random
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
 from torch import distributed
 
+from firstlight.functional.loaders import offered
 from firstlight.runfolder import RunFolder, fingerprint, replacing
 
 console = Console()
@@ -30,6 +34,18 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def forked_random_states() -> Iterator[None]:
+    """Leave the CPU's random states (Python, NumPy, torch) as they were."""
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002  # not to be moved
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)  # noqa: NPY002
 
 
 def say(trainer: Any, message: str) -> None:
@@ -58,16 +74,22 @@ class RunRecords:
     """
 
     def __init__(self, run_dir: str | None = None) -> None:
-        self._run_dir = run_dir
-        self._restored: str | None = None
-        self._opened_for: ref[Any] | None = None
+        self.run_dir = run_dir
         self.folder: RunFolder | None = None
+        self._opened_for: ref[Any] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Forget what a checkpoint told an earlier run; called in every ``setup``."""
+        self._restored: str | None = None
+        self._loaded: tuple[int, int] | None = None
 
     def open(self, trainer: Any, pl_module: Any) -> None:
         """Find or make the folder, on the first rank. Collective, since ``log_dir`` is.
 
-        On resuming a fit, what was written after the checkpoint's step is removed: the resumed run
-        writes it again.
+        A fit that a checkpoint resumes goes on in the checkpoint's folder, and what was written
+        there after the checkpoint's step is removed: it will be written again. An evaluation of a
+        checkpoint has a folder of its own and leaves the training run's as it is.
         """
         # Asked alike on all ranks: only the first has a folder, and log_dir is collective.
         if self._opened_for is not None and self._opened_for() is trainer:
@@ -79,42 +101,47 @@ class RunRecords:
         if not trainer.is_global_zero:
             return
         shared = _folders.setdefault(trainer, {})
-        if self._run_dir not in shared:
-            shared[self._run_dir] = self._find(trainer, pl_module, log_dir)
-        self.folder = shared[self._run_dir]
+        if self.run_dir not in shared:
+            shared[self.run_dir] = self._find(trainer, pl_module, log_dir)
+        self.folder = shared[self.run_dir]
 
     def _find(self, trainer: Any, pl_module: Any, log_dir: str | None) -> RunFolder:
-        if self._restored is not None and Path(self._restored, "run.json").exists():
-            folder = RunFolder.open(self._restored)
-            if trainer.state.fn == "fit":
-                folder.truncate(trainer.global_step)
-                folder.update(status="running")
+        resumed = self._restored if trainer.state.fn == "fit" else None
+        if resumed is not None and Path(resumed, "run.json").exists():
+            folder = RunFolder.open(resumed)
+            folder.truncate(trainer.global_step)
             return folder
-        if self._restored is not None:
-            say(
-                trainer,
-                f"The run folder {self._restored} of the checkpoint is gone; a new one is made.",
-            )
+        if resumed is not None:
+            say(trainer, f"The run folder {resumed} of the checkpoint is gone; a new one is made.")
         config = describe_run(trainer, pl_module)
-        path = Path(self._run_dir or Path(log_dir or ".", "firstlight"))
+        path = Path(self.run_dir or Path(log_dir or ".", "firstlight"))
         folder = RunFolder.create(path, status="running", **_identity(trainer, pl_module, config))
         with replacing(folder.path / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False))
         return folder
 
-    def close(self, status: str) -> None:
-        """Say in ``run.json`` how the run ended; a later use opens the same folder again."""
+    def place(self, trainer: Any) -> tuple[int, int]:
+        """Step and epoch of the weights at hand: a loaded checkpoint's, outside a fit."""
+        if self._loaded is not None and trainer.state.fn != "fit":
+            return self._loaded
+        return trainer.global_step, trainer.current_epoch
+
+    def loaded(self, step: int, epoch: int) -> None:
+        """Note the step and epoch of a checkpoint that was loaded."""
+        self._loaded = step, epoch
+
+    def mark(self, status: str) -> None:
+        """Say in ``run.json`` how the run stands."""
         if self.folder is not None:
             self.folder.update(status=status)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        path = self._restored if self.folder is None else str(self.folder.path)
-        return {"run_dir": path}
+        return {"run_dir": None if self.folder is None else str(self.folder.path)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Use the checkpoint's folder from here on."""
-        self._restored = state.get("run_dir")
+        """Go on in the checkpoint's folder, if this is a fit."""
+        self._restored = state["run_dir"]
 
 
 def describe_run(trainer: Any, pl_module: Any) -> dict[str, Any]:
@@ -132,7 +159,7 @@ def describe_run(trainer: Any, pl_module: Any) -> dict[str, Any]:
 
 
 def _identity(trainer: Any, pl_module: Any, config: dict[str, Any]) -> dict[str, Any]:
-    names = getattr(trainer.datamodule, "class_names", None)
+    names = offered(trainer.datamodule, "class_names")
     recipe = {
         part: {
             k: v
@@ -141,25 +168,26 @@ def _identity(trainer: Any, pl_module: Any, config: dict[str, Any]) -> dict[str,
         }
         for part, values in config.items()
     }
-    data = (config["data"] or {}).get("init_args", {})
+    images = offered(trainer.datamodule, "preprocessing")
     return {
         "run_id": uuid4().hex[:12],
         "seed": _hparams(pl_module).get("seed", os.environ.get("PL_GLOBAL_SEED")),
         "recipe_hash": fingerprint(recipe),
         "dataset": (config["data"] or {}).get("class_path"),
         "classes_sha256": fingerprint(list(names)) if names is not None else None,
-        "resolution": data.get("img_size"),
-        "weights": "ema" if _averages_weights(trainer) else "raw",
+        "resolution": offered(trainer.datamodule, "img_size"),
+        "eval_transform": None if images is None else str(images),
+        "weights": _weights(trainer),
         "versions": {name: _version(name) for name in ("firstlight", "torch", "lightning", "timm")}
         | {"python": platform.python_version()},
         "commit": _commit(),
     }
 
 
-def _averages_weights(trainer: Any) -> bool:
-    """Whether a callback evaluates averaged weights, from either of Lightning's two packages."""
+def _weights(trainer: Any) -> str:
+    """Which weights are evaluated: "ema" where a callback of either package swaps averages in."""
     kinds = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
-    return bool(kinds & {"WeightAveraging", "StochasticWeightAveraging"})
+    return "ema" if "WeightAveraging" in kinds else "raw"
 
 
 def _path(thing: Any) -> str:

@@ -226,3 +226,18 @@ def test_the_overview_names_commands_and_configs(firstlight):
     for command in ("demo", "fit", "validate", "test", "predict", "export"):
         assert f"\n  {command} " in printed
     assert "experiment/digits_lt" in printed
+
+
+def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
+    said = refused(monkeypatch, tmp_path, capsys, "demp")
+    assert "no command 'demp'; there are demo, export, fit" in said
+    assert "Did you mean 'demo'?" in said
+
+
+def test_a_damaged_checkpoint_is_named(monkeypatch, tmp_path, capsys):
+    (tmp_path / "last.ckpt").write_bytes(b"half of a checkp")
+    said = refused(
+        monkeypatch, tmp_path, capsys, "test", "--ckpt_path", "last.ckpt", "--data",
+        "DigitsDataModule",
+    )  # fmt: skip
+    assert "last.ckpt cannot be read as a checkpoint" in said

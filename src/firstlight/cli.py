@@ -1,6 +1,7 @@
 """The command line: LightningCLI with this package's defaults, and commands of its own."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +35,9 @@ USAGE = """\
 
 --config firstlight:NAME takes a file that ships with the package; they are:
 """
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+"""LightningCLI's commands."""
 
 PREPROCESSING = ("img_size", "crop_pct", "interpolation", "mean", "std")
 
@@ -98,7 +102,7 @@ def name_model(arguments: list[str]) -> list[str]:
     LightningCLI takes the other hyper-parameters from there by itself, but asks for those without a
     default before it looks.
     """
-    if not arguments or arguments[0] not in ("validate", "test", "predict"):
+    if not arguments or arguments[0] not in LIGHTNING[1:]:
         return arguments
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     paths = [value if key == "--ckpt_path" else key.partition("=")[2]
@@ -111,7 +115,10 @@ def name_model(arguments: list[str]) -> list[str]:
 
 
 def _read(checkpoint: str) -> dict[str, Any]:
-    contents: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    try:
+        contents: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged pickle raises anything
+        sys.exit(f"{checkpoint} cannot be read as a checkpoint: {error!r}")
     return contents
 
 
@@ -122,6 +129,12 @@ def main() -> None:
     if command in COMMANDS:
         function = getattr(import_module(COMMANDS[command]), command)
         auto_cli(function, args=sys.argv[2:], prog=f"firstlight {command}")
+    elif not command.startswith("-") and command not in (*COMMANDS, *LIGHTNING):
+        near = get_close_matches(command, (*COMMANDS, *LIGHTNING))
+        sys.exit(
+            f"no command {command!r}; there are {', '.join((*COMMANDS, *LIGHTNING))}"
+            + (f". Did you mean {near[0]!r}?" if near else "")
+        )
     elif command in ("-h", "--help"):
         console = Console()
         names = "".join(f"  {name}\n" for name in config_names())

@@ -284,6 +284,6 @@ CALLBACKS: Mapping[str, CallbackCase] = {
             ({"shot_thresholds": (100, 20)}, "0 < few <= many"),
         ),
         table="per_class",
-        other={"stages": ("val",)},
+        other={"name": "second"},
     ),
 }

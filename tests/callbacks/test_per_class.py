@@ -5,13 +5,17 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CLASSES, MODULES, Images, ModuleCase, TupleBatch
+from contract_table import CLASSES, MODULES, Images, ModuleCase, TupleBatch, network
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from firstlight.callbacks import PerClassMonitor
+from firstlight.callbacks.classes import Classes
+from firstlight.callbacks.evaluation import Evaluation
+from firstlight.callbacks.per_class_report import _image, show_worst
 from firstlight.runfolder import RunFolder
 
 every_module = pytest.mark.parametrize("module", MODULES)
@@ -169,7 +173,7 @@ def test_several_sets_have_their_names(tmp_path):
         ModuleCase(Several), tmp_path, PerClassMonitor(), loader=sets, verb="test"
     )
     table = run_of(tmp_path).read("per_class").to_pydict()
-    assert set(table["split"]) == {"test/clean", "test/odd"}
+    assert set(table["split"]) == {"test", "test/odd"}
     assert "test/odd/per_class/macro" in trainer.callback_metrics
     assert sum(table["n"]) == 37 + 19
 
@@ -235,3 +239,237 @@ def test_ignored_examples_are_in_no_table(tmp_path):
     predictions = run_of(tmp_path).read("predictions").to_pydict()
     assert predictions["idx"] == list(range(0, 37, 2))
     assert -1 not in predictions["target"]
+
+
+def test_a_shuffling_batch_sampler_is_noticed(tmp_path):
+    batches = [list(range(36, 18, -1)), list(range(19))]
+    loader = DataLoader(Images(), batch_sampler=batches)
+    evaluate(MODULES["tuple batch"], tmp_path, PerClassMonitor(), loader=loader)
+    assert run_of(tmp_path).read("predictions").num_rows == 0
+    assert run_of(tmp_path).read("per_class")["n"].to_pylist() == [20, 11, 6]
+
+
+def with_logits(make):
+    """A module whose step makes its logits by ``make(self, x)``."""
+
+    class Module(TupleBatch):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(CLASSES, CLASSES)
+            self.softmax = torch.nn.Softmax(1)
+
+        def logits(self, batch):
+            return make(self, batch[0])
+
+    return ModuleCase(Module)
+
+
+def test_features_of_forward_are_not_taken_for_logits(tmp_path):
+    class Module(TupleBatch):
+        """forward gives features; the step puts them through a head."""
+
+        def __init__(self):
+            super().__init__()
+            body = network()
+            self.net, self.head = body[:-1], body[-1]
+
+        def logits(self, batch):
+            return self.head(self(batch[0]))
+
+    _, model = evaluate(ModuleCase(Module), tmp_path, PerClassMonitor())
+    model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model.logits(b) for b in ModuleCase(Module).loader()]).argmax(1)
+    assert run_of(tmp_path).read("predictions")["pred"].to_pylist() == expected.tolist()
+
+
+def test_several_outputs_of_one_width_are_refused_by_name(tmp_path):
+    case = with_logits(lambda self, x: self.head(self.net(x)))
+    message = r"several outputs.*net \(width 3\), head \(width 3\).*adapter"
+    with pytest.raises(TypeError, match=message):
+        evaluate(case, tmp_path, PerClassMonitor())
+
+
+def test_an_adapter_says_which_output_is_meant(tmp_path):
+    case = with_logits(lambda self, x: self.head(self.net(x)))
+
+    def adapter(pl_module, batch):
+        return batch[0], batch[1], lambda x: pl_module.head(pl_module.net(x))
+
+    _, model = evaluate(case, tmp_path, PerClassMonitor(adapter=adapter))
+    model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model.logits(batch) for batch in case.loader()]).argmax(1)
+    assert run_of(tmp_path).read("predictions")["pred"].to_pylist() == expected.tolist()
+
+
+def test_probabilities_are_told_from_logits(tmp_path, capsys):
+    case = with_logits(lambda self, x: self.softmax(self.net(x)))
+    _, model = evaluate(case, tmp_path / "both", PerClassMonitor())
+    model.eval()
+    with torch.no_grad():
+        p = torch.cat([model.net(x).softmax(1) for x, _ in case.loader()])
+    confidence = run_of(tmp_path / "both").read("predictions")["p_pred"].to_numpy()
+    np.testing.assert_allclose(confidence, p.amax(1), rtol=1e-5)
+
+    case = with_logits(lambda self, x: self.softmax(self.net.forward(x)))
+    evaluate(case, tmp_path / "alone", PerClassMonitor())
+    confidence = run_of(tmp_path / "alone").read("predictions")["p_pred"].to_numpy()
+    np.testing.assert_allclose(confidence, p.amax(1), rtol=1e-5)
+    assert "their logarithm is taken" in capsys.readouterr().out
+
+
+def test_a_layer_named_adapter_is_no_adapter(tmp_path):
+    class Tuned(TupleBatch):
+        def __init__(self):
+            super().__init__()
+            self.adapter = torch.nn.Identity()
+
+    evaluate(ModuleCase(Tuned), tmp_path, PerClassMonitor())
+    assert run_of(tmp_path).read("per_class").num_rows == CLASSES
+
+
+def test_a_head_of_the_wrong_size_is_refused(tmp_path):
+    case = MODULES["tuple batch"]
+    module = case.build()
+    module.net[-1] = torch.nn.Linear(64, 10)
+    with pytest.raises(ValueError, match=r"logits have 10 classes, the data 3. Is the head"):
+        evaluate(case, tmp_path, PerClassMonitor(), module=module)
+
+
+def test_wrong_lengths_are_refused_in_the_sanity_check(tmp_path):
+    class Counts(L.Callback):
+        batches = 0
+
+        def on_train_batch_end(self, *_):
+            self.batches += 1
+
+    counter = Counts()
+    with pytest.raises(ValueError, match="class_counts has 2 entries"):
+        checks.fit(
+            MODULES["tuple batch"], tmp_path, [PerClassMonitor(class_counts=(5, 5)), counter]
+        )
+    assert counter.batches == 0
+
+
+def test_hooks_go_after_an_exception(tmp_path):
+    class Fails(TupleBatch):
+        def training_step(self, batch, index):
+            raise RuntimeError("of purpose")
+
+    module = Fails()
+    with pytest.raises(RuntimeError, match="of purpose"):
+        checks.fit(ModuleCase(lambda: module), tmp_path, [PerClassMonitor(["train"])])
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_two_monitors_need_two_names(tmp_path):
+    case = MODULES["tuple batch"]
+    pair = [PerClassMonitor(), PerClassMonitor(ignore_index=0, name="rest")]
+    checks.fit(case, tmp_path, pair, epochs=1)
+    counts = run_of(tmp_path).read("per_class").to_pylist()
+    assert {row["n"] for row in counts if row["split"] == "val" and row["class"] == 0} == {20}
+    assert {row["n"] for row in counts if row["split"] == "val/rest" and row["class"] == 0} == {0}
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        checks.fit(case, tmp_path, [PerClassMonitor(), PerClassMonitor(ignore_index=0)])
+
+
+class Noisy(Images):
+    """Items draw from every random state, as augmenting data sets do."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image + 0 * torch.rand(1) + 0 * np.random.rand(), target  # noqa: NPY002
+
+
+def test_reading_examples_moves_no_random_state(tmp_path):
+    states = []
+    for make in (list, lambda: [PerClassMonitor()]):
+        evaluate_with = make()
+        checks.seed_all(3)
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=evaluate_with,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.validate(TupleBatch(), DataLoader(Noisy(), 8), verbose=False)
+        states.append((torch.rand(1).item(), np.random.rand()))  # noqa: NPY002
+    assert states[0] == states[1]
+
+
+def saved_run(root, epochs=2):
+    saving = ModelCheckpoint(root, save_last=True, save_top_k=-1)
+    monitor = PerClassMonitor()
+    checks.fit(
+        MODULES["tuple batch"], root, [monitor, saving], epochs=epochs, enable_checkpointing=True
+    )
+    return monitor
+
+
+# Lightning asks for the ModelCheckpoint of the training run, which evaluation does not need.
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`.*")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed.*")
+def test_testing_a_checkpoint_leaves_the_training_run_alone(tmp_path):
+    saved_run(tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False,
+        callbacks=[PerClassMonitor()], default_root_dir=tmp_path / "test",
+    )  # fmt: skip
+    trainer.test(
+        TupleBatch(), MODULES["tuple batch"].loader(), verbose=False,
+        ckpt_path=tmp_path / "run" / "last.ckpt",
+    )  # fmt: skip
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    table = run_of(tmp_path / "test").read("per_class").to_pydict()
+    assert set(zip(table["step"], table["epoch"], strict=True)) == {(10, 1)}
+
+
+def test_a_monitor_used_again_has_a_folder_of_its_own(tmp_path):
+    monitor = saved_run(tmp_path / "first")
+    before = run_of(tmp_path / "first").read("per_class")
+    checks.fit(MODULES["tuple batch"], tmp_path / "second", [monitor], epochs=1)
+    assert run_of(tmp_path / "first").read("per_class").equals(before)
+    assert set(run_of(tmp_path / "second").read("per_class")["step"].to_pylist()) == {5}
+
+
+# As above; and the run is resumed in its own folder.
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`.*")
+def test_resuming_an_earlier_checkpoint_forgets_what_came_after(tmp_path):
+    saved_run(tmp_path, epochs=3)
+    (early,) = tmp_path.glob("epoch=0*.ckpt")
+    case = MODULES["tuple batch"]
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+        callbacks=[PerClassMonitor()],
+    )  # fmt: skip
+    trainer.fit(case.build(), case.loader(), case.loader(), ckpt_path=early)
+    assert sorted(set(run_of(tmp_path).read("per_class")["step"].to_pylist())) == [5, 10]
+
+
+def test_the_printed_table_says_what_was_counted(capsys):
+    """Class b: 30 of 40 right, predicted 60 times; scipy's Wilson interval of that is 60 to 86."""
+    evaluation = Evaluation("test", None, 2, None)
+    columns = {"n": [10, 40], "correct": [10, 30], "pred_count": [0, 60]}
+    evaluation.result = {k: torch.tensor(v) for k, v in columns.items()}
+    evaluation.table = {"target": np.array([1, 1, 0]), "pred": np.array([0, 0, 0])}
+    classes = Classes(("a", "b"), (7, 1234), None, (None, "few"), ())
+    show_worst(evaluation, classes, 1)
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.strip().startswith("b"))
+    assert row.split() == ["b", "75.0", "60", "to", "86", "50.0", "40", "a", "(2)", "few", "1,234"]
+    caption = " ".join(printed.split())
+    assert "accuracy 80.0 %, mean over classes 87.5 %" in caption
+    # Two classes of 25 (the median of 10 and 40) at 80 %: the mean of the lower, simulated.
+    chance = np.random.default_rng(0).binomial(25, 0.8, (100_000, 2)).min(1).mean() / 25
+    assert f"the worst would show about {100 * chance:.0f} %" in caption
+
+
+def test_examples_have_the_colours_of_the_images(tmp_path):
+    pixels = torch.tensor([10, 120, 250], dtype=torch.uint8)[:, None, None].expand(3, 5, 5)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.1]
+    scaled = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    told = type("Data", (), {"mean": mean, "std": std})()
+    for item in (pixels, scaled):
+        image = _image([(item, 0)], 0, told)
+        assert image.getpixel((2, 2)) == (10, 120, 250)

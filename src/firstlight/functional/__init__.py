@@ -15,7 +15,12 @@ from firstlight.functional.long_tail import (
 from firstlight.functional.mixing import cutmix, mixup
 from firstlight.functional.parameter_blocks import parameter_blocks
 from firstlight.functional.parameter_groups import parameter_groups
-from firstlight.functional.per_class import ExampleScores, PerClassCounts, score_examples
+from firstlight.functional.per_class import (
+    ExampleScores,
+    PerClassCounts,
+    rank_of_target,
+    score_examples,
+)
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
@@ -37,6 +42,7 @@ __all__ = [
     "parameter_blocks",
     "parameter_groups",
     "per_class_rates",
+    "rank_of_target",
     "score_examples",
     "shot_groups",
     "stratified_split",
