@@ -272,7 +272,7 @@ class PerClassMonitor(StageCallback):
                 )
                 say(trainer, note) if note else None
         self.records.mark("finished")
-        if self.records.folder is not None:
+        if self.records.folder is not None and self._finished:
             say(trainer, f"Per-class tables: {self.records.folder.path}")
 
     def _say_once(self, trainer: Any, message: str) -> None:

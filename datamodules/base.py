@@ -27,6 +27,7 @@ from firstlight.datamodules.splits import (
     slice_fractions,
 )
 from firstlight.datamodules.summary import describe
+from firstlight.functional.seeding import resolve_seed
 
 
 class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
@@ -82,7 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         super().__init__()
         # Lightning refuses to log a model's and a DataModule's values of one name that differ.
         self.save_hyperparameters(logger=False)
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = resolve_seed(seed)
         # plain values only: a checkpoint that holds a Path does not load with weights_only=True
         self.hparams.update({k: _plain(v) for k, v in self.hparams.items()}, seed=self.seed)
         self.batch_size = _at_least_one("batch_size", batch_size)
@@ -218,7 +219,8 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         """
         if self._ready.test is None:
             raise ValueError(
-                f"{type(self).__name__} has no test set: add a folder (or a manifest split) 'test'"
+                f"{type(self).__name__} has no test set: add a folder (or a manifest split) "
+                "'test', or have one cut from data without splits (test=0.1)"
             )
         return self._eval_loader(self._ready.test)
 

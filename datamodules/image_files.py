@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from firstlight.functional.seeding import fold_in
+from firstlight.functional.seeding import keyed_randomness
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -178,13 +178,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         assert self._transform is not None, "use with_transform first"
         if self._seed is None:
             return self._transform(image), self.targets[index]
-        state = torch.get_rng_state()
-        try:
-            key = fold_in(self._seed, int(self._epoch), index)
-            torch.default_generator.manual_seed(key)
+        with keyed_randomness(self._seed, int(self._epoch), index):
             return self._transform(image), self.targets[index]
-        finally:
-            torch.set_rng_state(state)
 
     def with_transform(
         self, transform: Callable[[Image.Image], Tensor], seed: int | None = None

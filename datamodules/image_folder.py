@@ -8,10 +8,11 @@ from firstlight.datamodules.image_files import (
     ImageFiles,
     LabelledFiles,
     check_decodable,
+    class_folders,
     scan_classes,
 )
 from firstlight.datamodules.loaders import ResumableDataLoader
-from firstlight.datamodules.manifest import read_manifest
+from firstlight.datamodules.manifest import SPLITS, UNDIVIDED, read_manifest
 from firstlight.datamodules.preprocessing import (
     Preprocessing,
     evaluation_transform,
@@ -29,9 +30,10 @@ _IMAGENET = Preprocessing(
 class ImageFolderDataModule(ImageDataModule[ImageFiles]):
     """Images on disk, in a folder per class or listed in a manifest.
 
-    Understood are ``root/train/<class>/...`` with, if there are, ``root/val`` (or ``valid``,
-    ``validation``) and ``root/test``; ``root/<class>/...``, of which a test set is cut; and a
-    manifest with the columns ``path``, ``label``, ``split``. Classes are numbered by sorted name.
+    Understood are ``root/train/<class>/...`` with, if there are, ``root/val`` and ``root/test``;
+    ``root/<class>/...``, of which a test set is cut; and a manifest with the columns ``path``,
+    ``label`` and, if there are splits, ``split``. Splits may be called ``training``, ``valid`` and
+    ``validation`` as well, in any case. Classes are numbered by sorted name.
 
     Training images are randomly cropped and resized, flipped, erased on request; evaluation images
     are prepared as timm's ``create_transform`` does.
@@ -40,7 +42,8 @@ class ImageFolderDataModule(ImageDataModule[ImageFiles]):
         root: the folder; with a manifest, what its relative paths start from (None: its folder).
         manifest: a ``.csv`` or ``.parquet`` file instead of a tree.
         class_names: names by class number, for a manifest whose labels are integers.
-        test: share cut as test set where the data has no splits at all.
+        test: share cut as test set where the data has no splits at all, the same whatever the
+            seed; 0 cuts none.
         verify: decode every file once in ``setup``, so that a bad one is found before training;
             None: if there are at most 5,000.
         scale: range of a training crop's share of the image's area.
@@ -76,9 +79,9 @@ class ImageFolderDataModule(ImageDataModule[ImageFiles]):
         self._settle_preprocessing(_IMAGENET)
 
     def _names_for_prediction(self) -> list[str] | None:
-        return (
-            None if self.root is None and self.manifest is None else self._find()["train"].classes
-        )
+        if self.root is None and self.manifest is None:
+            return None
+        return next(iter(self._find().values())).classes  # the same for every split
 
     def _find(self) -> dict[str, LabelledFiles]:
         if self.manifest is not None:
@@ -93,16 +96,14 @@ class ImageFolderDataModule(ImageDataModule[ImageFiles]):
 
     def _read(self) -> Sources[ImageFiles]:
         found = self._find()
-        if "train" not in found:
-            raise ValueError(f"{self.manifest} has no row of split 'train'")
         if self.verify or (
             self.verify is None
             and sum(len(f.paths) for f in found.values()) <= _VERIFIED_BY_DEFAULT
         ):
             check_decodable([path for files in found.values() for path in files.paths])
         sets = {split: ImageFiles(files) for split, files in found.items()}
-        if len(sets) == 1:
-            train, test = take_test(sets["train"], self.test, self.seed)
+        if UNDIVIDED in sets:
+            train, test = take_test(sets[UNDIVIDED], self.test)
             return Sources(train, None, test)
         return Sources(sets["train"], sets.get("val"), sets.get("test"))
 
@@ -139,20 +140,43 @@ class ImageFolderDataModule(ImageDataModule[ImageFiles]):
 def scan_tree(root: Path) -> dict[str, LabelledFiles]:
     """Find the splits of a tree; class numbers are those of the training set throughout.
 
+    Where folders in ``root`` bear names of splits (any case), the others are left alone.
+
+    Returns:
+        The files by split: ``train`` and, if there are, ``val`` and ``test``; or all under
+        ``UNDIVIDED`` where no folder bears the name of a split.
+
     Raises:
         FileNotFoundError: if ``root`` is no folder.
-        ValueError: for an empty class folder, or a class that the training set does not have.
+        ValueError: for splits without a training set, or two folders that mean the same one; for an
+            empty class folder, or a class that the training set does not have.
     """
     if not root.is_dir():
         raise FileNotFoundError(
             f"no folder {root.absolute()}: point root (--data.root) to a tree root/train/<class>/, "
             "root/val/<class>/, root/test/<class>/, or to a folder of class folders"
         )
-    if not (root / "train").is_dir():
-        return {"train": scan_classes(root)}
-    found = {"train": scan_classes(root / "train")}
-    for split, names in (("val", ("val", "valid", "validation")), ("test", ("test",))):
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is not None:
-            found[split] = scan_classes(folder, found["train"].classes)
+    folders: dict[str, str] = {}
+    for name in class_folders(root):
+        split = SPLITS.get(name.lower())
+        if split in folders:
+            raise ValueError(
+                f"{root}: {folders[split]!r} and {name!r} both mean the split {split!r}; rename or "
+                "remove one of them"
+            )
+        if split is not None:
+            folders[split] = name
+    if not folders:
+        return {UNDIVIDED: scan_classes(root)}
+    if "train" not in folders:
+        meant = ", ".join(f"{name} ({split})" for name, split in SPLITS.items())
+        raise ValueError(
+            f"{root} has the split folders {', '.join(map(repr, folders.values()))}, but none for "
+            f"training. Understood are, in any case: {meant}. Rename the training folder to "
+            "'train'; if these are classes, list the images in a manifest (--data.manifest)"
+        )
+    found = {"train": scan_classes(root / folders["train"])}
+    for split in ("val", "test"):
+        if split in folders:
+            found[split] = scan_classes(root / folders[split], found["train"].classes)
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from firstlight.datamodules.image_files import LabelledFiles
 
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -14,6 +14,10 @@ _SPLITS = {
     "validation": "val",
     "test": "test",
 }
+"""What the names of splits mean, in lower case; those of folders and of a manifest alike."""
+
+UNDIVIDED = "all"
+"""Key of the files of data without splits."""
 
 
 def read_manifest(
@@ -30,8 +34,8 @@ def read_manifest(
         class_names: names by class number; None takes them from the labels.
 
     Returns:
-        The files by split: ``train``, ``val``, ``test``, or all under ``train`` without a column
-        ``split``.
+        The files by split: ``train``, ``val``, ``test``, or all under ``UNDIVIDED`` without a
+        column ``split``.
 
     Raises:
         FileNotFoundError: if the manifest or an image in it does not exist.
@@ -88,13 +92,13 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
 
 def _splits(values: list[str] | None, count: int, path: Path) -> list[str]:
     if values is None:
-        return ["train"] * count
+        return [UNDIVIDED] * count
     for row, value in enumerate(values):
-        if value.lower() not in _SPLITS:
+        if value.lower() not in SPLITS:
             raise ValueError(
                 f"{path}, row {row + 1}: unknown split {value!r}, choose train, val or test"
             )
-    return [_SPLITS[value.lower()] for value in values]
+    return [SPLITS[value.lower()] for value in values]
 
 
 def _number(
@@ -124,7 +128,7 @@ def _number(
 
 
 def _check_trained(targets: list[int], splits: list[str], classes: list[str], path: Path) -> None:
-    trained = {t for t, s in zip(targets, splits, strict=True) if s == "train"}
+    trained = {t for t, s in zip(targets, splits, strict=True) if s in ("train", UNDIVIDED)}
     for row, target in enumerate(targets):
         if target not in trained:
             raise ValueError(

@@ -1,7 +1,6 @@
 """How images become the tensors that a backbone expects, and who decided it."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+from firstlight.functional.model_names import unknown_model
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -117,14 +118,11 @@ def _pretrained_config(model_name: str) -> dict[str, Any]:
         tags = timm.list_pretrained(f"{model_name.split('.')[0]}.*")
         raise ValueError(f"{error} Choose one of {tags}.") from error
     if config is None:
-        known = timm.list_models() + timm.list_pretrained()
-        near = difflib.get_close_matches(model_name, known, n=3)
         raise ValueError(
-            f"timm knows no model {model_name!r}"
-            + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
-            + " (resnet20_cifar, resnet32_cifar and resnet18_cifar are registered by importing"
-            " firstlight.lightning_modules. For a name outside the registry, leave out model_name"
-            " and pass img_size, crop_pct, interpolation, mean and std.)"
+            f"{unknown_model(model_name)}. (resnet20_cifar, resnet32_cifar and resnet18_cifar are "
+            "registered by importing firstlight.lightning_modules. For a name outside the "
+            "registry, leave out model_name and pass img_size, crop_pct, interpolation, mean and "
+            "std.)"
         )
     resolved: dict[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict())
     return resolved

@@ -93,10 +93,14 @@ def slice_fractions(
     return val, holdout
 
 
-def take_test(data: T, fraction: float, seed: int) -> tuple[T, T]:
-    """Divide a data set without splits into (training, test), stratified."""
-    rest, test = stratified_split(data.targets, fraction, fold_in(seed, _TEST))
-    return data.subset(rest), data.subset(test)
+def take_test(data: T, fraction: float) -> tuple[T, T | None]:
+    """Divide a data set without splits into (training, test), stratified.
+
+    The cut depends on nothing but the examples: with a run's seed, what one run trains on would be
+    tested on by another. The test set is None where no class gives an example to it.
+    """
+    rest, test = stratified_split(data.targets, fraction, fold_in(0, _TEST))
+    return (data.subset(rest), data.subset(test)) if len(test) else (data, None)
 
 
 def cut_splits(

@@ -1,6 +1,5 @@
 """timm models by name, with weights from timm or from a local file, and a head that fits."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from firstlight.functional.model_names import unknown_model
 from firstlight.lightning_modules import cifar_resnet as _registers_cifar_networks  # noqa: F401
 
 USUAL_HEADS = ("fc", "head.fc", "head", "classifier", "linear")
@@ -69,9 +69,7 @@ def check_model_name(model_name: str) -> None:
     name = model_name.partition(".")[0]
     if ":" in model_name or timm.is_model(name):  # "hf-hub:..." and "local-dir:..." are timm's
         return
-    near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
-    hint = f"near names: {', '.join(near)}" if near else "timm.list_models() lists the names"
-    raise ValueError(f"timm has no model named {model_name!r}; {hint}")
+    raise ValueError(unknown_model(model_name))
 
 
 def _from_file(

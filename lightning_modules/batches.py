@@ -5,15 +5,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
-TARGET_KEYS = ("label", "labels", "target", "targets", "y")
+from firstlight.functional.batches import INPUT_KEYS, TARGET_KEYS, describe
 
 
-def unpack(batch: object, num_classes: int) -> tuple[Tensor, Tensor]:
+def unpack(batch: object, num_classes: int, check: bool = True) -> tuple[Tensor, Tensor]:
     """Return images (N, ...) and int64 targets (N,) of a tuple ``(x, y, ...)`` or a usual dict.
 
-    Labels are checked against the number of classes on the CPU only: elsewhere that would wait for
-    the device.
+    Args:
+        batch: what the loader gave.
+        num_classes: labels lie in [0, num_classes).
+        check: whether to look at the labels on a device other than the CPU, which waits for it. On
+            the CPU they are always looked at.
 
     Raises:
         TypeError: for any other structure.
@@ -26,7 +28,7 @@ def unpack(batch: object, num_classes: int) -> tuple[Tensor, Tensor]:
         targets = batch[1]
     if not isinstance(targets, Tensor):
         raise TypeError(
-            f"no labels found in a batch of {_structure(batch)}: expected (images, labels, ...) or "
+            f"no labels found in a batch of {describe(batch)}: expected (images, labels, ...) or "
             f"a dict with one of {', '.join(TARGET_KEYS)}"
         )
     if targets.shape != images.shape[:1] or targets.is_floating_point():
@@ -35,8 +37,8 @@ def unpack(batch: object, num_classes: int) -> tuple[Tensor, Tensor]:
             f"{tuple(targets.shape)}"
         )
     targets = targets.long()
-    if targets.device.type == "cpu" and len(targets):
-        low, high = int(targets.min()), int(targets.max())
+    if (check or targets.device.type == "cpu") and len(targets):
+        low, high = (int(bound) for bound in targets.aminmax())
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"label {low if low < 0 else high} lies outside 0..{num_classes - 1} (num_classes="
@@ -49,23 +51,15 @@ def images_of(batch: object) -> Tensor:
     """Return the images of a batch: the tensor itself, a tuple's first item, a usual dict's."""
     images = batch
     if isinstance(batch, Mapping):
-        images = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
+        images = next((batch[key] for key in INPUT_KEYS if key in batch), None)
     elif isinstance(batch, tuple | list) and batch:
         images = batch[0]
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"no images found in a batch of {_structure(batch)}: expected a tensor, (images, ...) "
-            f"or a dict with one of {', '.join(IMAGE_KEYS)}"
+            f"no images found in a batch of {describe(batch)}: expected a tensor, (images, ...) "
+            f"or a dict with one of {', '.join(INPUT_KEYS)}"
         )
     return images
-
-
-def _structure(batch: object) -> str:
-    if isinstance(batch, Mapping):
-        return f"dict with keys {', '.join(map(str, batch))}"
-    if isinstance(batch, tuple | list):
-        return f"{type(batch).__name__}({', '.join(type(item).__name__ for item in batch)})"
-    return type(batch).__name__
 
 
 def check_logits(logits: object, count: int, num_classes: int, model_name: str) -> Tensor:
@@ -78,7 +72,7 @@ def check_logits(logits: object, count: int, num_classes: int, model_name: str) 
     """
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"{model_name} returned {_structure(logits)} instead of logits (N, {num_classes}); "
+            f"{model_name} returned {describe(logits)} instead of logits (N, {num_classes}); "
             "switch its auxiliary or distillation outputs off (model_kwargs), or subclass "
             "ImageClassifier and choose one in forward"
         )

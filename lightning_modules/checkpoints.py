@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_fits(
@@ -53,6 +53,22 @@ def check_fits(
         raise ValueError(
             f"the checkpoint does not fit {model_name} with {num_classes} classes: weights "
             f"{'; '.join(found)}. Check model_kwargs, in_chans and the loss."
+        )
+
+
+def check_reduction(loss: nn.Module) -> None:
+    """Raise ValueError for a loss whose ``reduction`` is not the mean over a batch's examples.
+
+    ``<stage>/loss`` weighs every batch's mean by its examples: of sums it would make a number that
+    grows with the batch size. A loss without that attribute is taken to return the mean.
+    """
+    reduction = getattr(loss, "reduction", "mean")
+    if reduction != "mean":
+        name = type(loss).__name__
+        raise ValueError(
+            f"loss: {name} has reduction={reduction!r}, but what is logged and optimised is the "
+            f"mean over examples: pass {name}(reduction='mean') (in YAML, init_args: "
+            "{reduction: mean})"
         )
 
 

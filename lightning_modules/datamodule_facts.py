@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 
+from firstlight.functional.loaders import offered
+
 
 @runtime_checkable
 class Buildable(Protocol):
@@ -38,14 +40,6 @@ class BuildModel(pl.Callback):
                 f"{type(pl_module).__name__}, or a DataModule with num_classes to the trainer"
             )
         pl_module.build(int(classes))
-
-
-def offered(datamodule: object, name: str) -> Any:
-    """Return a DataModule's attribute, or None where it has none or does not know it yet."""
-    try:
-        return getattr(datamodule, name, None)
-    except RuntimeError:
-        return None
 
 
 def preprocessing_of(datamodule: object) -> dict[str, Any]:

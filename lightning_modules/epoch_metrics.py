@@ -1,6 +1,5 @@
 """Loss, top-1, top-5 and macro accuracy of an epoch, from sums over its examples."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,11 +7,14 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
-from firstlight.functional.per_class import ExampleScores, PerClassCounts
+from firstlight.functional.loaders import named_sets
+from firstlight.functional.per_class import ExampleScores, PerClassCounts, rank_of_target
 from firstlight.functional.sharding import example_positions
 
 PENDING_BATCHES = 64
 """Batches whose predictions wait on the device, so that counting does not synchronise each step."""
+
+TOP_K = 5
 
 
 class LossSum(Metric):
@@ -43,13 +45,13 @@ class EpochMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.counts = PerClassCounts(num_classes, top_k=5, calibration_bins=None)
+        self.counts = PerClassCounts(num_classes, top_k=TOP_K, calibration_bins=None)
         self.loss = LossSum()
         self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch.
+        """Add a batch; an example whose true logit is NaN is right under no metric.
 
         Args:
             logits: (N, C).
@@ -58,7 +60,7 @@ class EpochMetrics(nn.Module):
         """
         if len(targets) == 0:
             return
-        rank = torch.count_nonzero(logits > logits.gather(1, targets[:, None]), 1)
+        rank = rank_of_target(logits, targets)
         self._pending.append((targets, logits.argmax(1), rank, loss.detach()))
         if len(self._pending) >= PENDING_BATCHES:
             self._count()
@@ -136,16 +138,10 @@ class StageMetrics(nn.Module):
     def start(self, loaders: Any, device: torch.device) -> None:
         """Begin an epoch over one loader, or several in a list or dict.
 
-        The first set's keys are ``<stage>/...``, those of further ones ``<stage>/<name>/...`` with
-        their key in the dict or their place in the list.
+        Keys begin with the names that `named_sets` gives.
         """
-        if isinstance(loaders, Mapping):
-            named = list(loaders.items())
-        else:
-            several = isinstance(loaders, list | tuple)
-            named = list(enumerate(loaders if several else [loaders]))
-        extra = [f"{self.stage}/{name}" for name, _ in named[1:]]
-        self.prefixes = [self.stage, *extra]
+        named = named_sets(self.stage, loaders)
+        self.prefixes = [name for name, _ in named]
         self.seen = [0] * len(named)
         # Held for the epoch only: a sampler leads to its data set.
         self._samplers = [getattr(loader, "sampler", None) for _, loader in named]

@@ -12,17 +12,19 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from firstlight.functional.loaders import offered
 from firstlight.functional.mixing import cutmix, mixup
-from firstlight.functional.seeding import keyed_generator
+from firstlight.functional.seeding import keyed_generator, keyed_randomness, resolve_seed
 from firstlight.lightning_modules.backbone import check_model_name, create_backbone
-from firstlight.lightning_modules.batches import check_logits, images_of, unpack
+from firstlight.lightning_modules.batches import check_logits, images_of
 from firstlight.lightning_modules.checkpoints import (
     check_fits,
+    check_reduction,
     check_values,
     provenance,
     warn_of_other_images,
 )
-from firstlight.lightning_modules.datamodule_facts import BuildModel, offered, preprocessing_of
+from firstlight.lightning_modules.datamodule_facts import BuildModel, preprocessing_of
 from firstlight.lightning_modules.loss_watch import LossWatch
 from firstlight.lightning_modules.measured_module import MeasuredModule
 from firstlight.lightning_modules.optimization import (
@@ -30,7 +32,6 @@ from firstlight.lightning_modules.optimization import (
     make_scheduler,
     scheduler_spec,
 )
-from firstlight.lightning_modules.randomness import keyed_randomness, resolve_seed
 from firstlight.lightning_modules.specs import Spec, from_spec, plain, to_spec
 
 DEFAULT_LOSS: Spec = {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {}}
@@ -76,7 +77,8 @@ class ImageClassifier(MeasuredModule):
         drop_path_rate: stochastic depth; None leaves the model's default.
         model_kwargs: further arguments of ``timm.create_model``, plain values.
         loss: a module called with (logits, labels), labels as probabilities (N, C) where images
-            are mixed; or ``{"class_path", "init_args"}``. Default: cross-entropy.
+            are mixed, that returns the batch's mean; or ``{"class_path", "init_args"}``. Default:
+            cross-entropy.
         optimizer: a callable that takes parameter groups (a class, a ``functools.partial``), or
             ``{"class_path", "init_args"}``. Default: AdamW, rate 1e-3, decay 0.05.
         lr_scheduler: the same, taking the optimiser. Default: a constant rate.
@@ -144,6 +146,7 @@ class ImageClassifier(MeasuredModule):
         self.save_hyperparameters(specs)
         build_loss = functools.partial(from_spec, specs["loss"], what="loss", expected=nn.Module)
         self.loss: nn.Module = loss if isinstance(loss, nn.Module) else build_loss()
+        check_reduction(self.loss)
         self.class_names: list[str] | None = None
         self.weights_from: dict[str, Any] = {}
         self._seed_is_given = seed is not None
@@ -209,6 +212,7 @@ class ImageClassifier(MeasuredModule):
         Raises:
             ValueError: when the DataModule has another number of classes.
         """
+        super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
         classes, ours = offered(datamodule, "num_classes"), self.hparams["num_classes"]
         if classes not in (None, ours):
@@ -233,10 +237,10 @@ class ImageClassifier(MeasuredModule):
             FloatingPointError: when the loss is not finite (checked at each step on the CPU, at
                 logging steps, epoch ends and checkpoints elsewhere).
         """
-        images, targets = unpack(batch, self.hparams["num_classes"])
+        images, targets = self.unpack("train", 0, batch)
         place = (self.current_epoch, batch_idx, self.global_rank)
         images, wanted = self._mix(images, targets, place)
-        with keyed_randomness(self.device, self.hparams["seed"], STEP_STREAM, *place):
+        with keyed_randomness(self.hparams["seed"], STEP_STREAM, *place, device=self.device):
             logits = self._logits(images)
             loss: Tensor = self.loss(logits, wanted)
         if self._watch.see(loss, self.global_step) or self._at_logging_step(batch_idx):
@@ -267,7 +271,7 @@ class ImageClassifier(MeasuredModule):
         self._evaluate("test", batch, dataloader_idx)
 
     def _evaluate(self, stage: str, batch: Any, index: int) -> None:
-        images, targets = unpack(batch, self.hparams["num_classes"])
+        images, targets = self.unpack(stage, index, batch)
         self.record(stage, index, self._logits(images), targets)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -285,8 +289,9 @@ class ImageClassifier(MeasuredModule):
 
     def _check_loss(self) -> None:
         optimizers = self.trainer.optimizers
-        rate = max((group["lr"] for o in optimizers for group in o.param_groups), default=0.0)
-        self._watch.check(self.current_epoch, float(rate))
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        given = [float(rate) for rate in rates if rate is not None]
+        self._watch.check(self.current_epoch, max(given, default=None))
 
     # ----------------------------------------------- optimiser and checkpoint
 

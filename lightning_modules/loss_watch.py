@@ -28,13 +28,17 @@ class LossWatch:
         self._first_bad = self._first_bad.masked_fill(is_new, step)
         return False
 
-    def check(self, epoch: int, learning_rate: float) -> None:
-        """Raise FloatingPointError when some loss since the last ``reset`` was not finite."""
+    def check(self, epoch: int, learning_rate: float | None) -> None:
+        """Raise FloatingPointError when some loss since the last ``reset`` was not finite.
+
+        The learning rate is for the message; None where the optimiser finds its own.
+        """
         step = -1 if self._first_bad is None else int(self._first_bad)
         if step >= 0:
+            rate = "the optimiser's own" if learning_rate is None else f"{learning_rate:g}"
             raise FloatingPointError(
                 f"the training loss is not finite at step {step} (epoch {epoch}, learning rate "
-                f"{learning_rate:g}). Lower the learning rate or warm it up (WarmupCosineLR), clip "
+                f"{rate}). Lower the learning rate or warm it up (WarmupCosineLR), clip "
                 "gradients (trainer.gradient_clip_val), use bf16-mixed instead of 16-mixed, and "
                 "look for broken images or a loss weight of infinity (a class without examples)."
             )

@@ -6,17 +6,27 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from firstlight.lightning_modules.batches import unpack
 from firstlight.lightning_modules.epoch_metrics import StageMetrics
 
 
 class MeasuredModule(pl.LightningModule):
     """Log ``<stage>/loss|top1|top5|macro_accuracy`` at the end of every epoch, from sums.
 
-    A subclass calls ``measure`` once it knows the number of classes and ``record`` in its steps.
+    A subclass calls ``measure`` once it knows the number of classes, and ``unpack`` and ``record``
+    in its steps.
     """
 
     loss: nn.Module
     _resumed: dict[str, Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._checked: set[tuple[str, int]] = set()
+
+    def setup(self, stage: str) -> None:
+        """Have the labels of the first batches looked at again."""
+        self._checked.clear()
 
     def measure(self, num_classes: int) -> None:
         """Make the accumulators of all stages."""
@@ -26,6 +36,21 @@ class MeasuredModule(pl.LightningModule):
 
     def _stage(self, stage: str) -> StageMetrics:
         return self._metrics[f"{stage}_metrics"]  # type: ignore[return-value]
+
+    def unpack(self, stage: str, index: int, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return images (N, ...) and labels (N,) of a batch; raises as `batches.unpack`.
+
+        Labels of the first batch of each data set are checked on every device: out of range on a
+        GPU they would surface as a device-side assertion. Later ones are checked on the CPU only.
+
+        Args:
+            stage: ``train``, ``val`` or ``test``.
+            index: the place of the data set among the stage's.
+            batch: what its loader gave.
+        """
+        is_first = (stage, index) not in self._checked
+        self._checked.add((stage, index))
+        return unpack(batch, self._stage(stage).num_classes, check=is_first)
 
     @torch.no_grad()
     def record(

@@ -31,7 +31,11 @@ def make_optimizer(spec: Spec, model: nn.Module, loss: nn.Module, layer_decay: f
     """Build an optimiser over every parameter of the model and the loss, in static named groups.
 
     Each group's learning rate is multiplied by its ``lr_scale`` here, before any scheduler reads
-    it, so that layer-wise decay holds under every scheduler of torch.
+    it, so that layer-wise decay holds under every scheduler of torch. A rate of None (timm's
+    Adafactor, which then finds its own) is left as it is.
+
+    Raises:
+        ValueError: for a rate of None under layer-wise decay, which has nothing to multiply.
     """
     blocks = parameter_blocks(model, coarse=layer_decay == 1)
     groups = parameter_groups(model, blocks, layer_decay=layer_decay)
@@ -39,12 +43,28 @@ def make_optimizer(spec: Spec, model: nn.Module, loss: nn.Module, layer_decay: f
     groups += parameter_groups(loss, of_loss)
     optimizer: Optimizer = from_spec(spec, groups, what="optimizer", expected=Optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * group["lr_scale"]
+        if group["lr"] is not None:
+            group["lr"] = group["lr"] * group["lr_scale"]
+        elif layer_decay != 1:
+            raise ValueError(
+                f"layer_decay={layer_decay} scales learning rates, but {type(optimizer).__name__} "
+                "was given lr=None and finds its own: pass lr to the optimizer, or layer_decay=1"
+            )
     return optimizer
 
 
 def make_scheduler(spec: Spec, optimizer: Optimizer, interval: str) -> LRSchedulerConfigType:
-    """Build Lightning's description of a scheduler; a plateau watches ``val/loss`` by default."""
+    """Build Lightning's description of a scheduler; a plateau watches ``val/loss`` by default.
+
+    Raises:
+        ValueError: when the optimiser has no learning rate that could be scheduled.
+    """
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"lr_scheduler {spec['class_path']} has no learning rate to change: "
+            f"{type(optimizer).__name__} was given lr=None and finds its own. Pass lr to the "
+            "optimizer, or leave lr_scheduler out"
+        )
     scheduler = from_spec(spec, optimizer, what="lr_scheduler", expected=SCHEDULERS)
     monitor = getattr(scheduler, "monitor", "val/loss")
     return LRSchedulerConfigType(scheduler=scheduler, interval=interval, monitor=monitor)

@@ -68,7 +68,7 @@ def demo(
     figure = per_class_figure(run)
     console.print(
         f"\nThe figure:     {figure}\nThe run folder: {run}\n\n[bold]Next[/]\n"
-        "  your own trainer    Trainer(callbacks=\\[firstlight.callbacks.PerClassMonitor()])\n"
+        "  your own trainer    Trainer(callbacks=\\[PerClassMonitor()])\n"
         "  from a YAML file    firstlight fit --config firstlight:experiment/digits_lt\n"
         "  all configs         firstlight --help\n"
     )

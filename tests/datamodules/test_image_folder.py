@@ -29,10 +29,41 @@ def test_real_splits_are_used(folder_root):
     assert len(data.test_dataloader().dataset) == 7
 
 
-@pytest.mark.parametrize("name", ["valid", "validation"])
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
 def test_other_names_of_the_validation_folder(folder_root, name):
     (folder_root / "val").rename(folder_root / name)
     assert len(ready(folder_root).val_dataloader().dataset) == 12
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"), [("training", "validation", "test"), ("Train", "VALID", "Test")]
+)
+def test_other_names_of_all_folders(folder_root, train, val, test):
+    for old, new in (("train", train), ("val", val), ("test", test)):
+        (folder_root / old).rename(folder_root / new)
+    (folder_root / "annotations").mkdir()  # beside splits: no class
+    data = ready(folder_root)
+    assert data.class_names == ["ant", "bee", "fly"]
+    assert data.full_class_counts == [24, 12, 3]
+    assert len(data.val_dataloader().dataset) == 12
+    assert len(data.test_dataloader().dataset) == 7
+
+
+def test_splits_without_a_training_folder_are_no_classes(folder_root):
+    (folder_root / "train").rename(folder_root / "tr")
+    message = (
+        r"folder has the split folders 'test', 'val', but none for training\. Understood are, in "
+        r"any case: train \(train\), training \(train\), .*manifest"
+    )
+    for stage in ("fit", "predict"):
+        with pytest.raises(ValueError, match=message):
+            ready(folder_root, stage)
+
+
+def test_two_folders_for_one_split_are_refused(folder_root):
+    (folder_root / "test").rename(folder_root / "Training")
+    with pytest.raises(ValueError, match="'Training' and 'train' both mean the split 'train'"):
+        ready(folder_root)
 
 
 def test_a_folder_of_class_folders_is_split(tree, tmp_path):
@@ -41,6 +72,47 @@ def test_a_folder_of_class_folders_is_split(tree, tmp_path):
     assert data.full_class_counts == [40, 16]
     assert [len(part) for part in (data._splits.test, data._splits.val)] == [14, 6]
     assert data.class_counts == [32, 12]
+
+
+def test_the_test_set_does_not_move_with_the_seed(tree, tmp_path):
+    tree(tmp_path / "t", {"a": 50, "b": 20})
+    one, other = (ready(tmp_path / "t", test=0.2, seed=seed) for seed in (0, 1))
+    assert one._splits.test.paths == other._splits.test.paths
+    assert one._splits.val.paths != other._splits.val.paths  # these do
+    assert not set(one._splits.test.paths) & set(other._splits.train.paths)
+
+
+def test_a_test_share_of_zero_cuts_nothing(tree, tmp_path):
+    tree(tmp_path / "t", {"a": 5, "b": 5})
+    data = ready(tmp_path / "t", test=0)
+    assert data.full_class_counts == [5, 5]
+    with pytest.raises(ValueError, match=r"has no test set: .*test=0\.1"):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize("kind", ["tree", "manifest"])
+def test_data_with_a_training_split_alone_loses_nothing_to_a_test_set(tree, tmp_path, kind):
+    tree(tmp_path / "train", {"a": 20, "b": 10})
+    manifest = None
+    if kind == "manifest":
+        rows = [f"{p},{p.parent.name},train" for p in sorted(tmp_path.rglob("*.png"))]
+        manifest = str(tmp_path / "m.csv")
+        (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *rows]))
+    data = ready(tmp_path, manifest=manifest)
+    assert data.full_class_counts == [20, 10]
+    with pytest.raises(ValueError, match="has no test set"):
+        data.test_dataloader()
+
+
+def test_a_manifest_without_splits_is_cut(tree, tmp_path):
+    tree(tmp_path / "t", {"a": 20, "b": 10})
+    rows = [f"{p},{p.parent.name}" for p in sorted(tmp_path.rglob("*.png"))]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label", *rows]))
+    data = ready(tmp_path, manifest=str(tmp_path / "m.csv"), test=0.2)
+    assert data.full_class_counts == [16, 8]
+    assert len(data.test_dataloader().dataset) == 6
+    named = ready(tmp_path, "predict", manifest=str(tmp_path / "m.csv"))
+    assert named.class_names == ["a", "b"]
 
 
 def test_no_test_set_is_said_when_it_is_asked_for(folder_root):

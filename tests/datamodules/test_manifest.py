@@ -52,13 +52,14 @@ def test_numbers_are_class_numbers(write, tmp_path, kind):
 
 def test_labels_with_leading_zeros_are_names(write, tmp_path):
     found = read_manifest(write([("a.png", "007"), ("b.png", "07")]), tmp_path)
-    assert found["train"].classes == ["007", "07"]
+    assert list(found) == ["all"]  # no splits
+    assert found["all"].classes == ["007", "07"]
 
 
 def test_absolute_paths_stay(write, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     path = write([(tmp_path / "x.png", "a")], images=False)
-    assert read_manifest(path, Path("/elsewhere"))["train"].paths == [str(tmp_path / "x.png")]
+    assert read_manifest(path, Path("/elsewhere"))["all"].paths == [str(tmp_path / "x.png")]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_one_channel_takes_the_mean_over_channels():
 
 
 def test_unknown_names_and_tags_are_refused_with_near_ones():
-    with pytest.raises(ValueError, match=r"no model 'resnet19'; did you mean .*'resnet1"):
+    with pytest.raises(
+        ValueError, match=r"no model named 'resnet19'; near names: .*resnet1.*\(resnet20_cifar"
+    ):
         resolve_preprocessing(NOTHING, "resnet19", NATIVE)
     with pytest.raises(ValueError, match="a1_in1k"):
         resolve_preprocessing(NOTHING, "resnet18.a9_in1k", NATIVE)

@@ -80,9 +80,16 @@ def test_cuts_follow_the_seed_and_the_fingerprint_says_so():
 
 
 def test_a_test_set_is_cut_from_data_without_splits():
-    train, test = take_test(pool(20, 10), 0.2, seed=0)
+    train, test = take_test(pool(20, 10), 0.2)
     assert counts(test, 2) == [4, 2]
     assert sorted(train.numbers + test.numbers) == list(range(30))
+
+
+def test_no_test_set_rather_than_an_empty_one():
+    for data, share in ((pool(20, 10), 0.0), (pool(1, 1), 0.5)):
+        train, test = take_test(data, share)
+        assert test is None
+        assert train.numbers == data.numbers
 
 
 def test_fractions():

@@ -157,6 +157,8 @@ def test_a_diverged_network_is_never_right(calibration_bins):
     columns = counted(logits, torch.tensor([0, 0, 1, 2, 0, 3]), calibration_bins=calibration_bins)
     assert columns["correct"].tolist() == columns["top5"].tolist() == [0, 0, 0, 1, 0, 0, 0]
     assert columns["n"].sum() == columns["pred_count"].sum() == 6
+    few = counted(logits[:5, :3], torch.tensor([0, 0, 1, 2, 0]), calibration_bins=calibration_bins)
+    assert few["top5"].sum() == 0  # nor where five are more than all classes
 
 
 def test_ranks_by_hand():

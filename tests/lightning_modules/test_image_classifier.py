@@ -1,15 +1,13 @@
 import functools
 
-import lightning.pytorch as pl
 import pytest
-import timm
-import timm.optim
-import timm.scheduler
 import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import nn
 
-from firstlight.lightning_modules import ImageClassifier, WarmupCosineLR
+from firstlight.lightning_modules import ImageClassifier
+from firstlight.lightning_modules.batches import unpack
+from firstlight.lightning_modules.epoch_metrics import EpochMetrics, StageMetrics
 
 NO_VALIDATION = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 SGD = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
@@ -66,6 +64,42 @@ def test_absent_classes_do_not_count_and_top5_is_counted(make_trainer):
     assert logged["val/top5"] == pytest.approx(
         top_k_accuracy_score(targets, logits.numpy(), k=5, labels=range(classes))
     )
+
+
+@pytest.mark.parametrize("classes", [4, 12])
+def test_logits_that_are_no_numbers_are_never_right(classes):
+    metrics = EpochMetrics(classes)
+    targets = torch.arange(4)
+    metrics.update(torch.full((4, classes), torch.nan), targets, torch.tensor(torch.nan))
+    found = metrics.compute()
+    assert (found["top1"], found["top5"], found["macro_accuracy"]) == (0, 0, 0)
+    one = torch.zeros(4, classes)
+    one[:, 0] = torch.nan  # right for the first example, if NaN were the highest
+    metrics.reset()
+    metrics.update(one, targets, torch.zeros(()))
+    assert metrics.compute()["top1"] == 0
+
+
+def test_ties_count_as_before():
+    metrics = EpochMetrics(6)
+    metrics.update(torch.zeros(2, 6), torch.tensor([0, 3]), torch.zeros(()))
+    assert metrics.compute() == {"loss": 0, "top1": 0.5, "top5": 1, "macro_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("loaders", "keys"),
+    [
+        ([1, 2], {"val/loss", "val/1/loss"}),
+        ({"clean": 1, "fog": 2}, {"val/loss", "val/fog/loss"}),
+        (1, {"val/loss"}),
+    ],
+)
+def test_keys_of_several_sets(loaders, keys):
+    stage = StageMetrics("val", 4)
+    stage.start(loaders, torch.device("cpu"))
+    for index in range(len(keys)):
+        stage.update(index, torch.eye(4), torch.arange(4), torch.ones(()))
+    assert {key for key in stage.finish() if key.endswith("loss")} == keys
 
 
 def test_training_metrics_are_those_of_the_forward_passes(data, make_trainer):
@@ -139,12 +173,44 @@ def test_labels_out_of_range_are_named(make_trainer):
         make_trainer().fit(classifier(num_classes=4), loader)
 
 
+def test_labels_elsewhere_than_on_the_cpu_are_looked_at_on_request_only():
+    # A meta tensor has no values: looking at them raises, as it would wait for a GPU.
+    batch = (torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert unpack(batch, 4, check=False)[1].device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        unpack(batch, 4, check=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_labels_out_of_range_are_named():
+    batch = (torch.zeros(2, 3, 16, 16).cuda(), torch.tensor([0, 5]).cuda())
+    with pytest.raises(ValueError, match=r"label 5 lies outside 0\.\.3"):
+        unpack(batch, 4, check=True)
+
+
+def test_the_first_batch_of_every_set_has_its_labels_checked(data, make_trainer, monkeypatch):
+    checks = []
+
+    def watched(batch, num_classes, check):
+        checks.append(check)
+        return unpack(batch, num_classes, check)
+
+    monkeypatch.setattr("firstlight.lightning_modules.measured_module.unpack", watched)
+    module, trainer = classifier(num_classes=4), make_trainer(num_sanity_val_steps=0)
+    trainer.fit(module, datamodule=data)
+    first_epoch, second_epoch = [True, False, False] * 2, [False] * 6
+    assert checks == first_epoch + second_epoch
+    checks.clear()
+    trainer.test(module, datamodule=data, verbose=False)
+    assert checks == [True, False, False] * 2  # of two test sets
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
         (
             {"image": torch.zeros(2, 3, 16, 16)},
-            "no labels found in a batch of dict with keys image",
+            r"no labels found in a batch of \{'image': float32 \(2, 3, 16, 16\)\}: expected",
         ),
         ((torch.zeros(2, 3, 16, 16), torch.zeros(2)), "expected integer labels"),
         ("text", "no images found in a batch of str"),
@@ -170,7 +236,9 @@ def test_outputs_that_are_no_logits_are_refused():
     ):
         module.predict_step(batch, 0)
     module.model.forward = lambda x: (x, x)
-    with pytest.raises(TypeError, match=r"returned tuple\(Tensor, Tensor\) instead of logits"):
+    with pytest.raises(
+        TypeError, match=r"returned \[float32 \(2, 3, 32, 32\), .* instead of logits"
+    ):
         module.predict_step(batch, 0)
 
 
@@ -184,67 +252,14 @@ def test_unknown_names_and_bad_values():
         ImageClassifier("resnet20_cifar", lr_scheduler_interval="day")
 
 
-# ---------------------------------------------------------- optimiser, schedule
-
-
 @pytest.mark.parametrize(
-    "factory",
+    "loss",
     [
-        functools.partial(torch.optim.AdamW, lr=0.01),
-        functools.partial(timm.optim.create_optimizer_v2, opt="lamb", lr=0.01),
-        {"class_path": "TimmOptimizer", "init_args": {"opt": "nadamw", "lr": 0.01}},
-        {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+        nn.CrossEntropyLoss(reduction="sum"),
+        {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"reduction": "sum"}},
     ],
 )
-def test_layer_decay_reaches_the_rates_under_a_scheduler(factory):
-    module = classifier(
-        num_classes=4,
-        optimizer=factory,
-        layer_decay=0.5,
-        lr_scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1),
-    )
-    configured = module.configure_optimizers()
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert rates["head/decay"] == pytest.approx(0.01)
-    assert rates["layer3.2/decay"] == pytest.approx(0.005)
-    assert rates["stem/no_decay"] == pytest.approx(0.01 * 0.5**10)
-    optimizer.step()
-    scheduler.step()
-    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
-        name: pytest.approx(rate / 10) for name, rate in rates.items()
-    }
-
-
-def test_every_parameter_is_in_one_group_the_losss_as_well(data):
-    class Scaled(nn.CrossEntropyLoss):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-
-    module = classifier(num_classes=4)
-    module.loss = Scaled()
-    optimizer = module.configure_optimizers()
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(map(id, module.parameters()))
-    assert optimizer.param_groups[-1]["name"] == "loss/no_decay"
-
-
-def test_group_names_reach_the_rate_monitor(data, make_trainer, tmp_path):
-    logger = pl.loggers.CSVLogger(tmp_path)
-    monitor = pl.callbacks.LearningRateMonitor()
-    module = classifier(lr_scheduler=functools.partial(WarmupCosineLR, warmup=1, total=2))
-    make_trainer(logger=logger, callbacks=[monitor]).fit(module, datamodule=data)
-    assert "lr-SGD/layer1/decay" in monitor.lrs
-
-
-def test_timms_schedulers_are_refused_with_what_to_use_instead():
-    factory = functools.partial(timm.scheduler.CosineLRScheduler, t_initial=3)
-    for given in (factory, {"class_path": "timm.scheduler.CosineLRScheduler"}):
-        with pytest.raises(ValueError, match=r"use firstlight.lightning_modules.WarmupCosineLR"):
-            classifier(lr_scheduler=given)
-
-
-def test_a_plateau_schedule_watches_the_validation_loss(data, make_trainer):
-    plateau = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0)
-    make_trainer().fit(classifier(lr_scheduler=plateau), datamodule=data)
+def test_losses_that_are_no_means_are_refused(loss):
+    message = r"CrossEntropyLoss has reduction='sum'.*pass CrossEntropyLoss\(reduction='mean'\)"
+    with pytest.raises(ValueError, match=message):
+        classifier(num_classes=4, loss=loss)

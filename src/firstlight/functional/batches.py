@@ -13,6 +13,7 @@ def describe(value: Any, depth: int = 2) -> str:
     """Say what a batch is made of, for an error message.
 
     Example:
+        >>> import torch
         >>> describe({"a": torch.zeros(2, 3), "b": [1, 2]})
         "{'a': float32 (2, 3), 'b': [int, int]}"
     """

@@ -235,7 +235,8 @@ class PerClassCounts(Metric):
         self._add_row(1, target[right])
         self._add_row(2, pred)
         if self.top_k is not None and rank is not None:
-            self._add_row(3, target[rank < self.top_k])
+            # The rank of NaN is C, within no top k, however few classes there are.
+            self._add_row(3, target[rank < min(self.top_k, self.num_classes)])
 
     def _add_row(self, row: int, classes: Tensor) -> None:
         if classes.device.type == "cpu":
