@@ -11,10 +11,10 @@ import torch
 from firstlight.runfolder import RunFolder
 
 WORKER = Path(__file__).with_name("kill_worker.py")
-# Batches after which the run is killed (an epoch has 17), and updates between its checkpoints (an
+# Batches after which the run is killed (an epoch has 18), and updates between its checkpoints (an
 # epoch has 9, the last of a single batch). With 9 every checkpoint is of an epoch's last batch.
 MOMENTS = (
-    (1, 4), (6, 4), (9, 4), (13, 4), (17, 4), (18, 9), (24, 1), (31, 9), (34, 9), (47, 4),
+    (1, 4), (6, 4), (9, 4), (13, 4), (18, 4), (19, 9), (24, 1), (31, 9), (34, 9), (47, 4),
 )  # fmt: skip
 QUICK = ((13, 4), (31, 9))
 
@@ -47,7 +47,10 @@ def same(a, b):
 def assert_same_end(folder, whole):
     ends = [torch.load(path / "end.pt", weights_only=True) for path in (folder, whole)]
     assert same(*ends)
-    (killed_run,), (whole_run,) = folder.glob("firstlight*"), whole.glob("firstlight*")
+    (killed_run,), (whole_run,) = (
+        [run for run in path.glob("firstlight*") if RunFolder.open(run).run["status"] == "finished"]
+        for path in (folder, whole)
+    )
     for table in ("per_class", "predictions", "confusions", "classes"):
         # NaN differs from itself; its text does not.
         a, b = (str(RunFolder.open(run).read(table).to_pylist()) for run in (killed_run, whole_run))
@@ -63,9 +66,12 @@ def test_killed_and_resumed_equals_never_killed(moment, never_killed, tmp_path):
     killed = train(tmp_path, batches, every)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "end.pt").exists()
+    had_checkpoint = any(tmp_path.rglob("*.ckpt"))
     resumed = train(tmp_path, every=every)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_end(tmp_path, never_killed)
+    # Without a checkpoint it began anew, in a folder of its own.
+    assert len(list(tmp_path.glob("firstlight*"))) == (1 if had_checkpoint else 2)
 
 
 @pytest.mark.slow

@@ -265,5 +265,7 @@ def measured_peak(code):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 def test_memory_is_linear_in_the_classes():
     assert measured_peak(PEAK) < 50  # MiB; a 10,000 x 10,000 table of int64 is 763
+    # Once is enough to see whether the measurement sees what is squared in the classes.
     square = PEAK.replace("counts.update(logits, targets)", "torch.zeros(10_000, 10_000).sum()")
-    assert measured_peak(square) > 300, "the measurement sees what is squared in the classes"
+    square = square.replace("range(200)", "range(1)")
+    assert measured_peak(square) > 300

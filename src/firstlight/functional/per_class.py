@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-CHUNK = 1 << 19
-"""Most logits turned into probabilities at once (2 MiB in float32)."""
+CHUNK = 1 << 18
+"""Most logits turned into probabilities at once (1 MiB in float32)."""
 
 COUNTS = ("n", "correct", "pred_count")
 """Rows of the integer state; a fourth, named by ``top_k``, follows where it is asked for."""
