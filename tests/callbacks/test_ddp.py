@@ -11,7 +11,7 @@ from contract_table import CALLBACKS, MODULES
 
 from firstlight.runfolder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("ddp")  # one worker: the processes are started once
 both = pytest.mark.parametrize("module", ddp_worker.MODULES_RUN)
 every_callback = pytest.mark.parametrize("name", CALLBACKS)
 
