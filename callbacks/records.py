@@ -45,7 +45,7 @@ def forked_random_states() -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(array)  # noqa: NPY002
+            np.random.set_state(array)  # noqa: NPY002  # put back as it was
 
 
 def say(trainer: Any, message: str) -> None:
