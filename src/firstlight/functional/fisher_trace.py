@@ -25,6 +25,7 @@ from firstlight.functional.measuring import (
     measuring,
     number_of_examples,
     original,
+    require_running_statistics,
     take,
 )
 from firstlight.functional.parameter_blocks import parameter_blocks
@@ -142,6 +143,7 @@ def fisher_trace(
     model = original(model)
     inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, inputs)
     count = number_of_examples(inputs)
+    require_running_statistics(model)
     chosen = chosen_parameters(model, params)
     membership = _membership(model, chosen, blocks)
     seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))

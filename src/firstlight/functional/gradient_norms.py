@@ -1,7 +1,7 @@
 """Squared norms of per-example gradients, by parameter, from one forward and one backward pass."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -75,21 +75,19 @@ class GradientNorms:
         Raises:
             ValueError: where there are no finite logits, or one example's depend on the others.
         """
-        if count <= CHECKED:
-            with torch.no_grad():
-                logits = logits_of(self.model, inputs, count)
-            return self._one_by_one(inputs, range(count), draw(logits, False), self.parameters)
-        trace = self._trace(inputs, count, Plan())
+        trace = self._trace(inputs, count, {})
         key = (tuple(self.parameters), *(use.signature for use in trace.uses))
-        known = self._plans.get(key)
-        if known is not None and known.layouts:
-            trace = self._trace(inputs, count, known)
+        plan = self._plans.get(key)
+        if plan is not None and plan.layouts:
+            trace = self._trace(inputs, count, plan.layouts)
         draws = draw(trace.logits.detach(), trace.is_linear_head)
-        if known is None:
-            found, plan = self._check(trace, inputs, count, draws)
+        if count <= CHECKED:
+            return self._one_by_one(inputs, range(count), draws, self.parameters, trace.logits)
+        if plan is None:
+            found, trace, plan = self._checked(trace, inputs, count, draws)
             self._plans[key] = plan
         else:
-            found, plan = trace.norms(draws), known
+            found = trace.norms(draws)
         slow = {**plan.slow, **trace.missed}
         if slow:
             chosen = {name: self.parameters[name] for name in slow}
@@ -98,40 +96,36 @@ class GradientNorms:
         self.slow |= {**trace.local, **slow}
         return found
 
-    def _trace(self, inputs: Any, count: int, plan: Plan) -> "_Trace":
-        with ParameterUses(self.model, self.parameters, count, HANDLERS, plan.layouts) as uses:
+    def _trace(self, inputs: Any, count: int, layouts: Mapping[int, str]) -> "_Trace":
+        with ParameterUses(self.model, self.parameters, count, HANDLERS, layouts) as uses:
             logits = logits_of(self.model, inputs, count)
         return _Trace(uses, logits, self.parameters)
 
-    def _check(
+    def _checked(
         self, trace: "_Trace", inputs: Any, count: int, draws: list[Draw]
-    ) -> tuple[Tensor, Plan]:
+    ) -> tuple[Tensor, "_Trace", Plan]:
         """Compare with autograd; try the other layouts; what still differs goes the slow way."""
         rows = [0, count // 2, count - 1]
         want = self._one_by_one(inputs, rows, draws, self.parameters, trace.logits)
-        options = [len(use.layouts) for use in trace.uses]
-        plan = Plan(slow=dict(trace.unknown))
-        for other in range(max(options, default=1) or 1):
-            if other:
-                wrong_uses = trace.numbers_of(wrong)
-                changed = {
-                    i: trace.uses[i].layouts[other] for i in wrong_uses if other < options[i]
-                }
-                if not changed:
-                    break
-                plan = replace(plan, layouts={**plan.layouts, **changed})
-                trace = self._trace(inputs, count, plan)
+        layouts: dict[int, str] = {}
+        found = trace.norms(draws)
+        wrong = self._mismatches(found[:, rows], want, trace)
+        attempt = 1
+        while wrong and (others := trace.other_layouts(wrong, attempt)):
+            layouts |= others
+            trace = self._trace(inputs, count, layouts)
             found = trace.norms(draws)
-            wrong = self._mismatches(found[:, rows], want, set(plan.slow) | set(trace.missed))
-            if not wrong:
-                break
-        return found, replace(plan, slow={**plan.slow, **dict.fromkeys(wrong, MISMATCH)})
+            wrong = self._mismatches(found[:, rows], want, trace)
+            attempt += 1
+        plan = Plan(layouts, {**trace.unknown, **dict.fromkeys(wrong, MISMATCH)})
+        return found, trace, plan
 
-    def _mismatches(self, found: Tensor, want: Tensor, known: set[str]) -> list[str]:
+    def _mismatches(self, found: Tensor, want: Tensor, trace: "_Trace") -> list[str]:
         double = all(p.dtype == torch.float64 for p in self.parameters.values())
         relative, floor = (1e-7, 1e-12) if double else (1e-3, 1e-8)
         tolerance = relative * want + floor * want.sum(0)
         bad = ((found - want).abs() > tolerance).any(1).tolist()
+        known = {**trace.unknown, **trace.missed}
         return [n for n, b in zip(self.parameters, bad, strict=True) if b and n not in known]
 
     def _one_by_one(
@@ -172,7 +166,7 @@ def _require_equal(alone: Tensor, together: Tensor, row: int) -> None:
     if difference > tolerance * max(1.0, float(together.abs().max())):
         raise ValueError(
             f"the logits of example {row} differ by {difference:.3g} when it is measured alone: "
-            "the model mixes the examples of a batch (BatchNorm without running statistics?) or "
+            "the model mixes the examples of a batch, or "
             "draws random numbers in eval mode, so that no example has a gradient of its own"
         )
 
@@ -209,11 +203,14 @@ class _Trace:
             and any(o.tensor.ndim == 2 for o in self.uses[0].operands)
         )
 
-    def numbers_of(self, names: list[str]) -> list[int]:
-        """Numbers of the uses of some parameters."""
-        return [i for i, use in enumerate(self.uses)
-                if any(name in names for o in use.operands
-                       for name in self._under[id(o.tensor)])]  # fmt: skip
+    def other_layouts(self, names: list[str], attempt: int) -> dict[int, str]:
+        """Return the next layout to try for every use of some parameters that has one left."""
+        return {
+            number: use.layouts[attempt]
+            for number, use in enumerate(self.uses)
+            if attempt < len(use.layouts)
+            and any(name in names for o in use.operands for name in self._under[id(o.tensor)])
+        }
 
     def norms(self, draws: list[Draw]) -> Tensor:
         """Return squared norms (parameters, count), summed over the draws: one backward each."""

@@ -110,7 +110,7 @@ class _Softmax:
         return (-self.p).scatter(1, at, self.others.gather(1, at))
 
     def at_top(self, v: Tensor) -> Tensor:
-        """Return the top class's entry of ``v - p <1, v>`` as ``v_top (1 - p_top) - p_top rest``."""
+        """Return the top class's entry of ``v - p <1, v>``: ``v_top (1 - p_top) - p_top rest``."""
         rest = v.scatter(1, self.top, 0.0).sum(1, keepdim=True)
         p, others = self.p.gather(1, self.top), self.others.gather(1, self.top)
         return v.gather(1, self.top) * others - p * rest

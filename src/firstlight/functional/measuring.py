@@ -64,9 +64,9 @@ def measuring(
 ) -> Iterator[None]:
     """Put a model into the state for measuring; on leaving, all is as it was.
 
-    Inside: every module in eval mode, gradients on and inference mode off, autocast off, activation
-    checkpointing by timm's and Hugging Face's flags off, and of all parameters exactly
-    ``parameters`` require gradients.
+    Inside: every module in eval mode, gradients on and inference mode off, autocast off, compiled
+    parts run as they were written, activation checkpointing by timm's and Hugging Face's flags off,
+    and of all parameters exactly ``parameters`` require gradients.
 
     Args:
         model: the module itself, not a compiled or distributed wrapper (see `original`).
@@ -89,6 +89,8 @@ def measuring(
         stack.enter_context(torch.enable_grad())
         for device in {p.device.type for p in every} | {"cpu"}:
             stack.enter_context(torch.autocast(device, enabled=False))
+        if any(_is_compiled(module) for module in modules):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if double_backward:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
@@ -107,6 +109,25 @@ def measuring(
                 setattr(module, name, True)
             for p, needed in zip(every, required, strict=True):
                 p.requires_grad_(needed)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By ``torch.compile(module)`` or ``module.compile()``."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def require_running_statistics(model: nn.Module) -> None:
+    """Refuse BatchNorm that has no running statistics and so couples examples in eval mode too.
+
+    Raises:
+        ValueError: naming the first such layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name} is BatchNorm without running statistics: it mixes the examples of a batch "
+                "in eval mode too, so that no example has a gradient of its own"
+            )
 
 
 def number_of_examples(inputs: Any) -> int:

@@ -33,7 +33,12 @@ def in_chunks(count: int, numbers_each: int) -> Iterator[slice]:
 def squares(gradients: Callable[[slice], Tensor], count: int, numbers_each: int) -> Tensor:
     """Return squared norms (count,) of gradients that are made a chunk at a time."""
     parts = [gradients(rows) for rows in in_chunks(count, numbers_each)]
-    return torch.cat([torch.linalg.vector_norm(p.flatten(1), dim=1).square() for p in parts])
+    return torch.cat([example_norms(p) for p in parts])
+
+
+def example_norms(gradients: Tensor) -> Tensor:
+    """Return squared norms (b,) of gradients (b, ...)."""
+    return torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1).square()
 
 
 def linear_gradients(a: Tensor, g: Tensor) -> Tensor:
@@ -163,9 +168,10 @@ def batch_norm_gradients(
     With examples counted as channels, the library's own backward keeps them apart.
 
     Args:
-        a: (b, m, C, *size), and g likewise.
-        mean: (C,), running.
-        variance: (C,), running.
+        a: (b, m, C, *size).
+        g: likewise.
+        mean: running, (C,).
+        variance: running, (C,).
         eps: added to the variance.
     """
     b, m, channels = a.shape[:3]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from firstlight.functional.norm_kernels import in_chunks, squares
+from firstlight.functional.norm_kernels import example_norms, in_chunks, squares
 from firstlight.functional.parameter_joins import Operand
 from firstlight.functional.parameter_uses import Use
 
@@ -92,8 +92,7 @@ class Ledger:
                 totals[key] = operand.tensor, totals[key][1] + own if key in totals else own
             gradients = self._pulled_back(names, list(totals.values()))
             for name in names:
-                norm = torch.linalg.vector_norm(gradients[name].flatten(1), dim=1).square()
-                found[name].append(norm)
+                found[name].append(example_norms(gradients[name]))
         return {name: torch.cat(chunks) for name, chunks in found.items()}
 
     def _pulled_back(

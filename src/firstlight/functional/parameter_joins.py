@@ -113,18 +113,16 @@ class Join:
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not any(_depends(x, self.learned, self.data) for x in made):
             return out
+        anew = None
         layouts = layouts_of(out.shape, self.uses.count) if isinstance(out, Tensor) else []
-        in_place = self.name.endswith("_") or "out" in self.kwargs
-        if not layouts or in_place:
+        if layouts and not (self.name.endswith("_") or "out" in self.kwargs):
+            anew = _Anew(self, self.uses.choose(layouts), len(out))
+        if anew is None or not anew.fits(out):
             for x in self.learned:
                 self.uses.give_up(x, self.name)
             return out
-        anew = _Anew(self, self.uses.choose(layouts), len(out))
-        return self.note(
-            out,
-            [Operand(x, anew.gradients(x), local=self.name) for x in self.learned],
-            layouts,
-        )
+        operands = [Operand(x, anew.gradients(x), local=self.name) for x in self.learned]
+        return self.note(out, operands, layouts)
 
 
 class _Anew:
@@ -140,7 +138,15 @@ class _Anew:
             id(x) for x in join.data if x.ndim > self.axis and x.shape[self.axis] == length
         }
 
+    def fits(self, out: Tensor) -> bool:
+        """Whether the first example's own output has the shape of its part of ``out``."""
+        with torch.no_grad():
+            alone = self.join.call_with(lambda v: self._own(v, 0))
+        return bool(alone.shape == self._pick(out, 0).shape)
+
     def gradients(self, x: Tensor) -> Callable[[Tensor, slice], Tensor]:
+        """Return what makes per-example gradients of a learned tensor."""
+
         def one(g: Tensor, example: int) -> Tensor:
             leaf = x.detach().requires_grad_()
             with torch.enable_grad():
