@@ -25,7 +25,7 @@ from exact_fisher import exact_by_parameter
 
 from firstlight.functional import fisher_trace
 
-EXAMPLES, CLASSES = 5, 3
+EXAMPLES, CLASSES = 4, 3
 SIZES = (64, 96, 128, 160, 192, 224, 256, 299, 331)
 NAMED = (
     "resnet18", "efficientnet_b0", "mobilenetv3_small_100", "convnext_atto",
@@ -33,17 +33,17 @@ NAMED = (
     "mixer_s32_224", "regnetx_002",
 )  # fmt: skip
 FAMILIES = (
-    "beit_base_patch16_224", "eca_halonext26ts", "test_byobnet", "cait_xxs24_224", "coat_tiny",
+    "eca_halonext26ts", "test_byobnet", "cait_xxs24_224", "coat_tiny",
     "convit_tiny", "test_convnext", "cpubone_nano", "crossvit_tiny_240", "csatv2",
-    "cs3darknet_focus_s", "cspnext_tiny", "davit_tiny", "densenet121", "dla34", "dpn68",
+    "cs3darknet_focus_s", "cspnext_tiny", "densenet121", "dla34", "dpn68",
     "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "test_efficientnet",
     "efficientvim_m1_dist", "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb",
     "fasternet_t0", "fastvit_s12", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_050",
-    "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small", "iformer_t",
-    "inception_next_atto", "inception_resnet_v2", "inception_v3", "inception_v4",
+    "hardcorenas_b", "hgnetv2_b0", "hrnet_w18_small", "iformer_t",
+    "inception_next_atto", "inception_v3", 
     "lcnetv2_small", "levit_128s", "lowformer_b0", "test_mambaout", "test_coatnet",
     "caformer_s18", "gmlp_ti16_224", "mobilevit_xxs", "mvitv2_tiny", "nest_tiny",
-    "nextvit_small", "test_nfnet", "pit_ti_224", "pvt_v2_b0", "rdnet_tiny", "repghostnet_050",
+    "test_nfnet", "pit_ti_224", "pvt_v2_b0", "rdnet_tiny", "repghostnet_050",
     "repvit_m1", "res2net50_14w_8s", "resnest14d", "test_resnet", "resnetv2_50", "rexnet_100",
     "selecsls42", "legacy_seresnet18", "sequencer2d_s", "shvit_s1", "skresnet18",
     "starnet_s050", "swiftformer_xs", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224",
@@ -65,7 +65,6 @@ class Checked:
         parameters: numbers in all of them.
         error: of the total, relative.
         worst: the largest error of one parameter, relative to the total.
-        blocks: relative difference between the sum of the blocks and the total.
         fast: share of the numbers that went by the fast path.
         slow: names of the operations or reasons that did not.
     """
@@ -75,7 +74,6 @@ class Checked:
     parameters: int
     error: float
     worst: float
-    blocks: float
     fast: float
     slow: str
 
@@ -112,11 +110,10 @@ def check(name: str) -> Checked:
     model, size = build(name)
     inputs = torch.randn(EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(1))
     inputs = inputs.double()
-    result = fisher_trace(model, inputs, estimator="exact")
     want = exact_by_parameter(model, inputs)
-    each = fisher_trace(model, inputs, estimator="exact", blocks={n: [n] for n in want})
+    result = fisher_trace(model, inputs, estimator="exact", blocks={n: [n] for n in want})
     total = float(sum(value.mean() for value in want.values()))
-    worst = max(abs(each.blocks[n] - float(v.mean())) for n, v in want.items())
+    worst = max(abs(result.blocks[n] - float(v.mean())) for n, v in want.items())
     reasons = {why.partition(" is differentiated")[0] for why in result.slow.values()}
     return Checked(
         name,
@@ -124,7 +121,6 @@ def check(name: str) -> Checked:
         result.num_parameters,
         abs(result.value / total - 1),
         worst / total,
-        abs(sum(result.blocks.values()) / result.value - 1),
         1 - result.slow_parameters / result.num_parameters,
         ", ".join(sorted(reasons)) or "-",
     )

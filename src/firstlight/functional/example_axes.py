@@ -33,5 +33,5 @@ def by_example(x: Tensor, layout: str, count: int) -> Tensor:
     if layout == "second":
         return x.transpose(0, 1)
     if layout == "major":
-        return x.unflatten(0, (count, -1))
-    return x.unflatten(0, (-1, count)).transpose(0, 1)
+        return x.reshape(count, -1, *x.shape[1:])
+    return x.reshape(-1, count, *x.shape[1:]).transpose(0, 1)

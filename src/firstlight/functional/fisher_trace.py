@@ -255,13 +255,16 @@ class _BatchGradient:
 
 
 def _mean_gradient(
-    logits: Tensor, parameters: list[nn.Parameter], generator: torch.Generator, **settings: bool
+    logits: Tensor,
+    parameters: list[nn.Parameter],
+    generator: torch.Generator,
+    create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradient of the mean loss with labels drawn from the model."""
     if not parameters or not logits.requires_grad:
         return (None,) * len(parameters)
     loss = F.cross_entropy(logits, sampled_labels(logits, generator))
-    return torch.autograd.grad(loss, parameters, allow_unused=True, **settings)
+    return torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph)
 
 
 def _summary(

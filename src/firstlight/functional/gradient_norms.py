@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from firstlight.functional.logit_draws import Draw
 from firstlight.functional.measuring import logits_of, take
@@ -198,7 +199,7 @@ class _Trace:
             return False
         return (
             self.logits.grad_fn is not None
-            and torch.autograd.graph.get_gradient_edge(self.logits) == self.uses[0].edge
+            and get_gradient_edge(self.logits) == self.uses[0].edge
             and all(o.tensor.is_leaf for o in self.uses[0].operands)
             and any(o.tensor.ndim == 2 for o in self.uses[0].operands)
         )
@@ -225,7 +226,7 @@ class _Trace:
     def _backward(self, unit: Tensor, retain: bool) -> dict[str, Tensor]:
         ledger = Ledger(self.uses, self._under, self.parameters, self.count)
         edges = [use.edge for use in self.uses if use.source]
-        unseen = [self.parameters[name] for name in self._unseen]
+        unseen = [get_gradient_edge(self.parameters[name]) for name in self._unseen]
         if not self.logits.requires_grad or not (edges or unseen):
             return {}
         u = unit.to(self.logits.device, self.logits.dtype)

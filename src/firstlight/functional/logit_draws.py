@@ -120,7 +120,8 @@ def _categorical(weights: Tensor, generator: Generator) -> Tensor:
     """Draw a column a row, with probability proportional to weights, by inverting the sums."""
     sums = weights.cumsum(1)
     points = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64) * sums[:, -1:]
-    return (sums <= points).sum(1).clamp(max=weights.shape[1] - 1)
+    labels: Tensor = (sums <= points).sum(1).clamp(max=weights.shape[1] - 1)
+    return labels
 
 
 def _unit(u: Tensor) -> Tensor:

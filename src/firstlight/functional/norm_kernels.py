@@ -6,6 +6,8 @@ sequence folded into the batch; length 1 elsewhere). All results are float32 or 
 """
 
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import product
 from math import prod
 
 import torch
@@ -38,7 +40,8 @@ def squares(gradients: Callable[[slice], Tensor], count: int, numbers_each: int)
 
 def example_norms(gradients: Tensor) -> Tensor:
     """Return squared norms (b,) of gradients (b, ...)."""
-    return torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1).square()
+    norms: Tensor = torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1)
+    return norms.square()
 
 
 def linear_gradients(a: Tensor, g: Tensor) -> Tensor:
@@ -67,7 +70,13 @@ def _by_chunks(norms: Callable[..., Tensor], a: Tensor, g: Tensor, numbers_each:
 
 def _gram_product(a: Tensor, g: Tensor) -> Tensor:
     left, right = torch.bmm(a, a.transpose(1, 2)), torch.bmm(g, g.transpose(1, 2))
-    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    return _inner(left, right)
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return <left_i, right_i> (b,)."""
+    found: Tensor = torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    return found
 
 
 class Convolution:
@@ -103,10 +112,7 @@ class Convolution:
         only_weight = [False, True, False]
         backward = torch.ops.aten.convolution_backward
         return torch.stack(
-            [
-                backward(g[i], a[i], weight, None, *settings, only_weight)[1]  # type: ignore[operator]
-                for i in range(len(a))
-            ]
+            [backward(g[i], a[i], weight, None, *settings, only_weight)[1] for i in range(len(a))]
         )
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
@@ -138,14 +144,11 @@ class Convolution:
         pixels = a.flatten(2)
         gram = torch.bmm(pixels.transpose(1, 2), pixels)
         gram = gram.view(-1, height, width, height, width)
-        patches = 0
-        for y in self._taps(0, g.shape[2]):
-            for x in self._taps(1, g.shape[3]):
-                patches = patches + gram[:, y, x, y, x]
+        taps = product(self._taps(0, g.shape[2]), self._taps(1, g.shape[3]))
+        patches = reduce(torch.add, (gram[:, y, x, y, x] for y, x in taps))
         outputs = g.flatten(2)
         weights = torch.bmm(outputs.transpose(1, 2), outputs)
-        assert isinstance(patches, Tensor)
-        return torch.linalg.vecdot(patches.flatten(1), weights.flatten(1))
+        return _inner(patches, weights)
 
     def _taps(self, axis: int, length: int) -> Iterator[slice]:
         stride = self.stride[axis]
@@ -177,7 +180,7 @@ def batch_norm_gradients(
     b, m, channels = a.shape[:3]
     merged = (1, b * m * channels, *a.shape[3:])
     mean, variance = (x.to(a.dtype).repeat(b * m) for x in (mean, variance))
-    _, scale, shift = torch.ops.aten.native_batch_norm_backward(  # type: ignore[operator]
+    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         g.reshape(merged), a.reshape(merged), torch.ones_like(mean), mean, variance, None, None,
         False, eps, [False, True, True],
     )  # fmt: skip
@@ -197,7 +200,7 @@ def embedding_norms(tokens: Tensor, g: Tensor) -> Tensor:
 
     def norms(tokens: Tensor, g: Tensor) -> Tensor:
         same = tokens.unsqueeze(1) == tokens.unsqueeze(2)
-        return torch.linalg.vecdot(torch.bmm(same.to(g.dtype), g).flatten(1), g.flatten(1))
+        return _inner(torch.bmm(same.to(g.dtype), g), g)
 
     return _by_chunks(norms, tokens, g, tokens.shape[1] ** 2)
 

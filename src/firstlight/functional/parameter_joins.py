@@ -178,8 +178,8 @@ def _depends(out: Tensor, learned: list[Tensor], data: list[Tensor]) -> bool:
         node = stack.pop()
         if node in goals:
             return True
-        if node is None or node in seen or node in stops:
+        if node in seen or node in stops:
             continue
         seen.add(node)
-        stack += [inner for inner, _ in node.next_functions]
+        stack += [inner for inner, _ in node.next_functions if inner is not None]
     return False

@@ -137,7 +137,7 @@ class ParameterUses(TorchFunctionMode):
     ) -> None:
         """Add a use."""
         use = Use(name, get_gradient_edge(output), source, operands, layouts)
-        output.register_hook(lambda g: use.receive(g.detach()))
+        output.register_hook(lambda g: use.receive(g.detach()))  # type: ignore[no-untyped-call]
         self.uses.append(use)
 
     def choose(self, layouts: list[str]) -> str:
@@ -157,13 +157,13 @@ class ParameterUses(TorchFunctionMode):
         found, stack, seen = [], [get_gradient_edge(tensor).node], set()
         while stack:
             node = stack.pop()
-            if node is None or node in seen:
+            if node in seen:
                 continue
             seen.add(node)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) in self._names:
                 found.append(self._names[id(leaf)])
-            stack += [inner for inner, _ in node.next_functions]
+            stack += [inner for inner, _ in node.next_functions if inner is not None]
         return found
 
 

@@ -170,7 +170,7 @@ def _normalised(join: Join, names: tuple[str, ...], normalise: Callable[..., Ten
     operands = []
     for name in ("weight", "bias"):
         x = arguments.get(name)
-        if not join.is_learned(x):
+        if x is None or not join.is_learned(x):
             continue
         scale = name == "weight"
 
