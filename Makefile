@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## train on long-tailed digits, about a minute
 	$(BIN)/firstlight demo
 
+# One thread a process: two test processes with two threads each would wait for one another.
+test test-all: export OMP_NUM_THREADS = 1
+
 test: $(INSTALLED)  ## what CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 

@@ -1,6 +1,15 @@
 """WHEN it happens in a run: thin Lightning callbacks for anybody's trainer."""
 
+from firstlight.callbacks.fisher_trace import FisherTraceMonitor
 from firstlight.callbacks.per_class import PerClassMonitor
 from firstlight.callbacks.prediction_writer import PredictionWriter
+from firstlight.callbacks.probe import ProbeMonitor
+from firstlight.callbacks.sharpness import SharpnessMonitor
 
-__all__ = ["PerClassMonitor", "PredictionWriter"]
+__all__ = [
+    "FisherTraceMonitor",
+    "PerClassMonitor",
+    "PredictionWriter",
+    "ProbeMonitor",
+    "SharpnessMonitor",
+]

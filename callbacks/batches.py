@@ -6,6 +6,7 @@ The conventions are the ecosystem's; where they do not reach, one escape serves 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,13 @@ def class_targets(targets: Any, num_classes: int, who: str) -> Tensor:
 
 
 def as_logits(output: Any) -> Tensor | None:
-    """Return the logits in a model's output, detached, or None where there are none.
+    """Return the logits in a model's output, detached, or None where there are none."""
+    logits = attached_logits(output)
+    return None if logits is None else logits.detach()
+
+
+def attached_logits(output: Any) -> Tensor | None:
+    """Return the logits in a model's output with their graph, or None where there are none.
 
     Logits are a floating tensor (N, C) with C >= 2; the output is that tensor, a mapping or an
     object with ``logits``, or a tuple whose first item is the logits.
@@ -107,8 +114,21 @@ def as_logits(output: Any) -> Tensor | None:
     elif isinstance(output, tuple | list) and output:
         output = output[0]
     if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
-        return output.detach() if output.shape[1] >= 2 else None
+        return output if output.shape[1] >= 2 else None
     return None
+
+
+_looking_away = [0]
+
+
+@contextmanager
+def unseen_by_taps() -> Iterator[None]:
+    """Inside, no `LogitsTap` keeps anything: forwards made for a measurement are not the step's."""
+    _looking_away[0] += 1
+    try:
+        yield
+    finally:
+        _looking_away[0] -= 1
 
 
 class Caught(NamedTuple):
@@ -142,7 +162,7 @@ class LogitsTap:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_module: nn.Module, _args: Any, output: Any) -> None:
-            if self.armed and (logits := as_logits(output)) is not None:
+            if self.armed and not _looking_away[0] and (logits := as_logits(output)) is not None:
                 self._seen.append(Caught(name, logits))
 
         return look
@@ -181,7 +201,7 @@ def choose_logits(
     wide = [c for c in outputs if num_classes in (None, c.logits.shape[1])]
     own = [c for c in wide if c.source == "forward"]
     fit = own or (wide if num_classes else wide[-1:])
-    raw = [c for c in fit if not _are_probabilities(c.logits)]
+    raw = [c for c in fit if not are_probabilities(c.logits)]
     fit = raw or fit
     if not fit:
         return None, []
@@ -202,7 +222,8 @@ def choose_logits(
     return chosen, notes
 
 
-def _are_probabilities(x: Tensor) -> bool:
+def are_probabilities(x: Tensor) -> bool:
+    """Say whether the rows of x (N, C) are probabilities rather than logits."""
     if len(x) == 0 or not bool((x >= 0).all()):
         return False
     return torch.allclose(

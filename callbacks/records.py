@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import distributed
 
 from firstlight.functional.loaders import offered
+from firstlight.functional.seeding import fold_in, keyed_randomness
 from firstlight.runfolder import RunFolder, fingerprint, replacing
 
 console = Console()
@@ -37,15 +38,27 @@ def gather(value: Any) -> list[Any]:
 
 
 @contextmanager
-def forked_random_states() -> Iterator[None]:
-    """Leave the CPU's random states (Python, NumPy, torch) as they were."""
+def forked_random_states(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the random states (Python, NumPy, torch; of ``device`` if CUDA) as they were."""
+    devices = [device] if device is not None and device.type == "cuda" else []
     python, array = random.getstate(), np.random.get_state()  # noqa: NPY002  # not to be moved
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(array)  # noqa: NPY002  # put back as it was
+
+
+@contextmanager
+def keyed_random_states(
+    seed: int, *keys: int, device: torch.device | None = None
+) -> Iterator[None]:
+    """Draw from all generators of `forked_random_states` as seeded by the keys; then as before."""
+    with forked_random_states(device), keyed_randomness(seed, *keys, device=device):
+        random.seed(fold_in(seed, *keys))
+        np.random.seed(fold_in(seed, *keys) % 2**32)  # noqa: NPY002  # what transforms draw from
+        yield
 
 
 def say(trainer: Any, message: str) -> None:

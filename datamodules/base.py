@@ -130,8 +130,8 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         """Return the loader of augmented, shuffled batches."""
 
     @abstractmethod
-    def _eval_loader(self, data: T) -> Any:
-        """Return the loader of unaugmented batches in fixed order."""
+    def _eval_loader(self, data: T, shared: bool = True) -> Any:
+        """Return the loader of unaugmented batches in fixed order, of this rank's share or all."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the data and cut the splits, once, whatever the stage.
@@ -238,8 +238,11 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         return self._eval_loader(self._ready.holdout)
 
     def probe_dataloader(self) -> Any:
-        """Unaugmented batches of a fixed random part of the training examples, in random order."""
-        return self._eval_loader(self._ready.probe)
+        """Unaugmented batches of a fixed random part of the training examples, in random order.
+
+        Every rank gets all of them: who measures deals them out himself.
+        """
+        return self._eval_loader(self._ready.probe, shared=False)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches ``(images, number)`` of all images under ``predict_dir``.

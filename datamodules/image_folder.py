@@ -118,9 +118,9 @@ class ImageFolderDataModule(ImageDataModule[ImageFiles]):
             self.drop_last,
         )
 
-    def _eval_loader(self, data: ImageFiles) -> ResumableDataLoader:
+    def _eval_loader(self, data: ImageFiles, shared: bool = True) -> ResumableDataLoader:
         transform = evaluation_transform(self.preprocessing)
-        sampler = fixed_order(data, *self._shard)
+        sampler = fixed_order(data, *(self._shard if shared else (1, 0)))
         return self._loader(data.with_transform(transform), sampler, self.eval_batch_size, False)
 
     def _loader(

@@ -153,7 +153,7 @@ class ResidentDataModule(ImageDataModule[ResidentImages]):
         sampler = self._train_sampler(data)
         return ResidentLoader(data, pipeline, sampler, self.batch_size, self.seed, self.drop_last)
 
-    def _eval_loader(self, data: ResidentImages) -> ResidentLoader:
+    def _eval_loader(self, data: ResidentImages, shared: bool = True) -> ResidentLoader:
         pipeline = EvaluationPipeline(data.images, self.preprocessing, self._device)
-        sampler = fixed_order(data, *self._shard)
+        sampler = fixed_order(data, *(self._shard if shared else (1, 0)))
         return ResidentLoader(data, pipeline, sampler, self.eval_batch_size)

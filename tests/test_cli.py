@@ -223,15 +223,20 @@ def test_wrong_values_are_refused_before_training(
 
 def test_the_overview_names_commands_and_configs(firstlight):
     printed = firstlight("--help")
-    for command in ("demo", "fit", "validate", "test", "predict", "export"):
+    for command in ("demo", "fit", "validate", "test", "predict", "measure", "export"):
         assert f"\n  {command} " in printed
     assert "experiment/digits_lt" in printed
 
 
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
-    assert "no command 'demp'; there are demo, export, fit" in said
+    assert "no command 'demp'; there are demo, export, measure, fit" in said
     assert "Did you mean 'demo'?" in said
+
+
+def test_errors_of_a_command_are_one_line(monkeypatch, tmp_path, capsys):
+    said = refused(monkeypatch, tmp_path, capsys, "export", "absent.ckpt")
+    assert said == "firstlight export: there is no checkpoint absent.ckpt"
 
 
 def test_a_damaged_checkpoint_is_named(monkeypatch, tmp_path, capsys):

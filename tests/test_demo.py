@@ -1,4 +1,4 @@
-"""The demo and its figure, in small."""
+"""The demo and its figures, in small."""
 
 import sys
 
@@ -29,6 +29,18 @@ def test_the_demo_leaves_a_run_folder_and_a_figure(demo):
     assert folder.read("classes")["full_count"].to_pylist()[0] == 139
     assert (folder.path / "figures/per_class-test.png").read_bytes()[:4] == b"\x89PNG"
     assert "accuracy of the class" in (folder.path / "figures/per_class-test.svg").read_text()
+
+
+def test_the_demo_measures_its_first_steps_and_draws_both_curves(demo):
+    (description,) = demo.rglob("run.json")
+    folder = RunFolder.open(description.parent)
+    for table in ("fisher_trace", "sharpness"):
+        totals = [row for row in folder.read(table).to_pylist() if not row["block"]]
+        assert [row["step"] for row in totals] == [0, 5, 10, 15, 20]
+        assert all(row["value"] > 0 and row["se"] > 0 and row["n"] == 128 for row in totals)
+    drawn = (folder.path / "figures/early_training.svg").read_text()
+    assert "<!-- Fisher trace (nats² / weight²), 128 examples -->" in drawn
+    assert "<!-- average sharpness (nats), 128 examples -->" in drawn
 
 
 def test_the_figure_says_what_the_tables_say(tmp_path):

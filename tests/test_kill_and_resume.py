@@ -16,6 +16,9 @@ WORKER = Path(__file__).with_name("kill_worker.py")
 MOMENTS = (
     (1, 4), (6, 4), (9, 4), (13, 4), (18, 4), (19, 9), (24, 1), (31, 9), (34, 9), (47, 4),
 )  # fmt: skip
+TABLES = (
+    "per_class", "predictions", "confusions", "classes", "fisher_trace", "sharpness", "events",
+)  # fmt: skip
 QUICK = ((13, 4), (31, 9))
 
 
@@ -44,6 +47,11 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def rows(folder, table):
+    """As text, since NaN differs from itself; without the time that a measurement took."""
+    return [str({**row, "seconds": None}) for row in folder.read(table).to_pylist()]
+
+
 def assert_same_end(folder, whole):
     ends = [torch.load(path / "end.pt", weights_only=True) for path in (folder, whole)]
     assert same(*ends)
@@ -51,10 +59,22 @@ def assert_same_end(folder, whole):
         [run for run in path.glob("firstlight*") if RunFolder.open(run).run["status"] == "finished"]
         for path in (folder, whole)
     )
-    for table in ("per_class", "predictions", "confusions", "classes"):
-        # NaN differs from itself; its text does not.
-        a, b = (str(RunFolder.open(run).read(table).to_pylist()) for run in (killed_run, whole_run))
+    for table in TABLES:
+        a, b = (rows(RunFolder.open(run), table) for run in (killed_run, whole_run))
         assert a == b, table
+    a, b = ((run / "figures/early_training.png").read_bytes() for run in (killed_run, whole_run))
+    assert a == b
+
+
+def test_series_are_complete(never_killed):
+    (run,) = never_killed.glob("firstlight*")
+    folder = RunFolder.open(run)
+    for table in ("fisher_trace", "sharpness"):
+        steps = folder.read(table).filter(folder.read(table)["block"].to_numpy() == "")["step"]
+        assert steps.to_pylist() == [0, 4, 8, 12, 14, 20, 26], table
+    events = folder.read("events")
+    assert events["step"].to_pylist() == [9, 18]
+    assert set(events["kind"].to_pylist()) == {"lr"}
 
 
 @pytest.mark.xdist_group("kill")

@@ -7,21 +7,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from firstlight import callbacks, datamodules  # makes their classes known by bare name
 from firstlight.callbacks import PredictionWriter
+from firstlight.checkpoints import CheckpointError, read_checkpoint
 from firstlight.lightning_modules import ImageClassifier
 from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
     "demo": "firstlight.demo",
     "export": "firstlight.export",
+    "measure": "firstlight.measure_options",
 }
-"""Commands beside Lightning's; each is the function of that name in its module."""
+"""Commands beside Lightning's: ``command_line`` of the module, or the function of that name."""
 
 USAGE = """\
 [bold]firstlight[/] COMMAND [OPTIONS]; options of a command: firstlight COMMAND --help
@@ -31,6 +32,7 @@ USAGE = """\
   [bold]validate[/]  evaluate on the validation set
   [bold]test[/]      evaluate on the test set
   [bold]predict[/]   write path, class, probability and top-5 for a folder of images
+  [bold]measure[/]   Fisher trace and sharpness at a run's checkpoints, after the run
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
@@ -116,10 +118,18 @@ def name_model(arguments: list[str]) -> list[str]:
 
 def _read(checkpoint: str) -> dict[str, Any]:
     try:
-        contents: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged pickle raises anything
-        sys.exit(f"{checkpoint} cannot be read as a checkpoint: {error!r}")
-    return contents
+        return read_checkpoint(checkpoint)
+    except CheckpointError as error:
+        sys.exit(str(error))
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run one of `COMMANDS`."""
+    module = import_module(COMMANDS[command])
+    if hasattr(module, "command_line"):
+        module.command_line(arguments)
+    else:
+        auto_cli(getattr(module, command), args=arguments, prog=f"firstlight {command}")
 
 
 def main() -> None:
@@ -127,8 +137,10 @@ def main() -> None:
     sys.argv[1:] = name_model([resolve_config(argument) for argument in sys.argv[1:]])
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
-        function = getattr(import_module(COMMANDS[command]), command)
-        auto_cli(function, args=sys.argv[2:], prog=f"firstlight {command}")
+        try:
+            run(command, sys.argv[2:])
+        except (OSError, ValueError) as error:  # what users meet; anything else is our fault
+            sys.exit(f"firstlight {command}: {error}")
     elif not command.startswith("-") and command not in (*COMMANDS, *LIGHTNING):
         near = get_close_matches(command, (*COMMANDS, *LIGHTNING))
         sys.exit(

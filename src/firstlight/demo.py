@@ -3,16 +3,20 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
-from firstlight.callbacks import PerClassMonitor
+from firstlight.callbacks import FisherTraceMonitor, PerClassMonitor, SharpnessMonitor
 from firstlight.datamodules import DigitsDataModule
 from firstlight.figures import per_class_figure
 from firstlight.lightning_modules import ImageClassifier
+
+SCHEDULE = [[0, 5], [20, 10]]
+"""Steps at which the demo measures: more densely where more happens."""
 
 
 def demo(
@@ -21,7 +25,7 @@ def demo(
     imbalance_factor: float = 20.0,
     seed: int = 0,
 ) -> None:
-    """Train a small network on long-tailed digits and show what became of every class.
+    """Train a small network on long-tailed digits: its first steps, and what became of each class.
 
     Args:
         output: where the run goes.
@@ -52,12 +56,23 @@ def demo(
         seed=seed,
     )
     monitor = PerClassMonitor(stages=("test",))
+    # Warm: the network starts from scratch, where BatchNorm's statistics move by themselves.
+    early: dict[str, Any] = {
+        "every_n_train_steps": SCHEDULE,
+        "probe_size": 128,
+        "batch_norm": "warm",
+    }
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="auto",
         devices=1,
         logger=CSVLogger(output, name=None),
-        callbacks=[monitor, RichProgressBar()],
+        callbacks=[
+            monitor,
+            FisherTraceMonitor(**early),
+            SharpnessMonitor(**early),
+            RichProgressBar(),
+        ],
         enable_model_summary=False,
         log_every_n_steps=5,
     )
@@ -67,8 +82,10 @@ def demo(
     run = monitor.records.folder.path
     figure = per_class_figure(run)
     console.print(
-        f"\nThe figure:     {figure}\nThe run folder: {run}\n\n[bold]Next[/]\n"
-        "  your own trainer    Trainer(callbacks=\\[PerClassMonitor()])\n"
+        f"\nEvery class:    {figure}\n"
+        f"Early training: {run / 'figures' / 'early_training.png'}\n"
+        f"The run folder: {run}\n\n[bold]Next[/]\n"
+        "  your own trainer    Trainer(callbacks=\\[PerClassMonitor(), FisherTraceMonitor()])\n"
         "  from a YAML file    firstlight fit --config firstlight:experiment/digits_lt\n"
         "  all configs         firstlight --help\n"
     )

@@ -2,10 +2,9 @@
 
 import errno
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from firstlight.checkpoints import CheckpointError, Weights, choose_weights, read_checkpoint
 from firstlight.runfolder import replacing
 
 PREFIX = "model."
@@ -22,7 +22,7 @@ def export(
     checkpoint: str | Path,
     output: str | Path | None = None,
     *,
-    weights: Literal["auto", "ema", "raw"] = "auto",
+    weights: Weights = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Write the network of an ``ImageClassifier`` checkpoint as safetensors for timm.
@@ -54,7 +54,7 @@ def export(
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists: give another output, or overwrite=True")
     content = _read(source)
-    state, kind = _choose(content, weights, source)
+    state, kind = choose_weights(content, weights, source)
     tensors = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     hyper_parameters = content["hyper_parameters"]
     _check_loads(tensors, hyper_parameters, source)
@@ -65,36 +65,14 @@ def export(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    known = content.get("hyper_parameters", {}) if isinstance(content, Mapping) else {}
+    content = read_checkpoint(path)
+    known = content.get("hyper_parameters", {})
     if "model_name" not in known or "num_classes" not in known or "state_dict" not in content:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not a checkpoint of firstlight's ImageClassifier: it names no model_name "
             "and num_classes"
         )
-    return dict(content)
-
-
-def _choose(
-    content: Mapping[str, Any], weights: str, path: Path
-) -> tuple[Mapping[str, Tensor], str]:
-    """Lightning's averaging callbacks put the average in ``state_dict``, the rest aside."""
-    raw = content.get("current_model_state")
-    if weights not in ("auto", "ema", "raw"):
-        raise ValueError(f"weights must be 'auto', 'ema' or 'raw', not {weights!r}")
-    if weights == "ema" and raw is None:
-        raise ValueError(
-            f"{path} holds no moving average: train with the callback EMAWeightAveraging, or "
-            "export weights='raw'"
-        )
-    if weights == "raw" and raw is not None:
-        return raw, "raw"
-    return content["state_dict"], "raw" if raw is None else "ema"
+    return content
 
 
 def _check_loads(tensors: Mapping[str, Tensor], hyper_parameters: Any, path: Path) -> None:

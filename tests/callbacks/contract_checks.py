@@ -7,8 +7,10 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from contract_table import ModuleCase
+from contract_table import ModuleCase, loss_and_logits
 from torch import nn
+
+from firstlight.callbacks import ProbeMonitor
 
 
 def fit(case: ModuleCase, root: Path, callbacks: list[Any], epochs: int = 2, **kwargs: Any) -> Any:
@@ -128,3 +130,37 @@ class UpdatesFromALocalGradient(L.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         with torch.no_grad():
             pl_module.net[-1].bias += 0.1 * (1 + trainer.global_rank)
+
+
+class BrokenMonitor(ProbeMonitor):
+    """Measures, and then does what a monitor must not."""
+
+    def __init__(self) -> None:
+        super().__init__(loss_and_logits, every_n_train_steps=2, probe_size=8)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        super().on_train_batch_start(trainer, pl_module, *rest)
+        self.spoil(pl_module)
+
+    def spoil(self, pl_module: Any) -> None: ...
+
+
+class DrawsInAMeasurement(BrokenMonitor):
+    """Broken: draws from NumPy's global generator."""
+
+    def spoil(self, pl_module: Any) -> None:
+        np.random.rand()  # noqa: NPY002  # what must be seen
+
+
+class LeavesWarmStatistics(BrokenMonitor):
+    """Broken: BatchNorm keeps the probe's statistics."""
+
+    def spoil(self, pl_module: Any) -> None:
+        pl_module.net[1].running_mean += 1e-3
+
+
+class AddsToAGradient(BrokenMonitor):
+    """Broken: the next update is of the probe's gradient too."""
+
+    def spoil(self, pl_module: Any) -> None:
+        pl_module.net[0].bias.register_hook(lambda gradient: gradient + 1e-3)

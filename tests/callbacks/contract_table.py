@@ -15,7 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from firstlight.callbacks import PerClassMonitor
+from firstlight.callbacks import (
+    FisherTraceMonitor,
+    PerClassMonitor,
+    ProbeMonitor,
+    SharpnessMonitor,
+)
 from firstlight.lightning_modules import ImageClassifier
 
 CLASSES, EXAMPLES, BATCH = 3, 37, 8  # 37 divides neither by the batch nor by two ranks
@@ -257,6 +262,10 @@ class CallbackCase:
         build: makes it, given keyword arguments over the canonical ones.
         keys: scalars that must be in callback_metrics after a fit.
         refused: bad constructor arguments, and a pattern of the message.
+        table: of the run folder.
+        steps: the steps that the table must hold, of those at which epochs ended and all that
+            there were.
+        probes: whether it measures a fixed probe set in a fit, and nothing in an evaluation.
     """
 
     build: Callable[..., Any]
@@ -264,6 +273,30 @@ class CallbackCase:
     refused: tuple[tuple[dict[str, Any], str], ...]
     table: str
     other: dict[str, Any] = field(default_factory=dict)
+    steps: Callable[[list[int], list[int]], list[int]] = lambda ends, every: ends
+    probes: bool = False
+
+
+DUE = (0, 2, 4, 5, 10, 15, 20)
+PROBE = {"every_n_train_steps": [[0, 2], [5, 5]], "probe_size": 13, "probe_batch_size": 5}
+
+
+def due(ends: list[int], every: list[int]) -> list[int]:
+    """Each step of the schedule above, or the first after it where the count jumps."""
+    found = [next((step for step in every if step >= wanted), None) for wanted in DUE]
+    return sorted({step for step in found if step is not None})
+
+
+def loss_and_logits(model: nn.Module, inputs: Any, targets: torch.Tensor) -> dict[str, Any]:
+    """A user's measure: a number, and numbers by block."""
+    logits = model(inputs)
+    loss = F.cross_entropy(logits, targets)
+    weights = list(model.parameters())
+    gradients = torch.autograd.grad(loss, [weights[0], weights[-1]])
+    return {
+        "loss": loss,
+        "gradient": {"first": gradients[0].norm(), "last": float(gradients[1].norm())},
+    }
 
 
 _TWELVE = (
@@ -285,5 +318,63 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         ),
         table="per_class",
         other={"name": "second"},
+    ),
+    "ProbeMonitor": CallbackCase(
+        build=lambda **kw: ProbeMonitor(loss_and_logits, **{**PROBE, **kw}),
+        keys=("probe/loss", "probe/gradient/first", "probe/gradient/last"),
+        refused=(
+            ({"every_n_train_steps": 0}, "every 1 or more"),
+            ({"every_n_train_steps": True}, "a number of steps"),
+            ({"every_n_train_steps": [[5, 5], [0, 2]]}, "must increase"),
+            ({"probe_size": 0}, "probe_size must be at least 1"),
+            ({"probe_batch_size": 0}, "probe_batch_size must be at least 1"),
+            ({"batch_norm": "train"}, "'running' or 'warm'"),
+            ({"name": "a/b"}, "letters, digits"),
+            ({"name": "events"}, "none of"),
+        ),
+        table="probe",
+        other={"name": "second"},
+        steps=due,
+        probes=True,
+    ),
+    "FisherTraceMonitor": CallbackCase(
+        build=lambda **kw: FisherTraceMonitor(**{**PROBE, **kw}),
+        keys=(
+            "fisher_trace",
+            "fisher_trace_se",
+            "fisher_trace_per_parameter",
+            "fisher_trace/stem",
+            "fisher_trace/head",
+        ),
+        refused=(
+            ({"estimator": "empirical"}, "estimator must be one of"),
+            ({"blocks": "all"}, "'coarse' or 'fine'"),
+            ({"preset": "2403.15210"}, "means probe_size=2048, but probe_size=13"),
+            ({"preset": "2403.1521"}, "no preset"),
+        ),
+        table="fisher_trace",
+        other={"name": "second"},
+        steps=due,
+        probes=True,
+    ),
+    "SharpnessMonitor": CallbackCase(
+        build=lambda **kw: SharpnessMonitor(**{**PROBE, "draws": 4, **kw}),
+        keys=("sharpness/average", "sharpness/average_se"),
+        refused=(
+            ({"measures": ("max",)}, "measures must be a list of"),
+            ({"measures": "average"}, "measures must be a list of"),
+            ({"measures": ()}, "measures must be a list of"),
+            ({"rho": 0}, "rho must be positive"),
+            ({"rho": float("nan")}, "rho must be positive"),
+            ({"draws": 0}, "draws must be at least 1"),
+            ({"steps": 0}, "steps must be at least 1"),
+            ({"noise": "cauchy"}, "'normal' or 'uniform'"),
+            ({"norm": "l1"}, "'l2' or 'linf'"),
+            ({"preset": "2302.07011", "draws": 15}, "means"),
+        ),
+        table="sharpness",
+        other={"name": "second"},
+        steps=due,
+        probes=True,
     ),
 }

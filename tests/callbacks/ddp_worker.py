@@ -7,12 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+import lightning.pytorch as L
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contract_checks as checks
-from contract_table import CALLBACKS, MODULES
-from torch.utils.data import DataLoader, Subset
+from contract_table import CALLBACKS, MODULES, Images, loss_and_logits
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+
+from firstlight.callbacks import ProbeMonitor
 
 MODULES_RUN = (
     "tuple batch",
@@ -29,9 +32,58 @@ def numbers(trainer):
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
 
 
-def trained(case, root, callbacks):
-    trainer, module = checks.fit(case, root, callbacks, **DDP)
+def trained(case, root, callbacks, **kwargs):
+    trainer, module = checks.fit(case, root, callbacks, **DDP, **kwargs)
     return {"weights": module.state_dict(), "metrics": numbers(trainer)}
+
+
+def probed(case, root, build, **arguments):
+    """Train, measuring to the end; and measure the last weights anew, by this process alone.
+
+    Without a validation, whose forward would give all ranks the first one's BatchNorm statistics.
+    """
+    monitor = build(every_n_train_steps=[[0, 2], [5, 1]], **arguments)
+    seen = trained(case, root, [monitor], limit_val_batches=0)
+    module, again, probe = case.build(), build(**arguments), monitor.probe_set
+    module.load_state_dict(seen["weights"])
+    found = again.scalars(again.measured(module, probe.inputs, probe.targets))
+    # As metrics are kept: in single precision.
+    alone = {key: float(torch.tensor(value)) for key, value in found.items()}
+    return seen | {"alone": alone, "probe": probe.inputs}
+
+
+def split_between_ranks():
+    """A probe that a DistributedSampler splits."""
+    return DataLoader(Images(), 8, sampler=DistributedSampler(Images(), shuffle=False))
+
+
+def fails_on_the_second_rank(model, inputs, targets):
+    if torch.distributed.get_rank() == 1:
+        raise RuntimeError("the second rank stumbled")
+    return {"n": 1}
+
+
+class Refused(L.Callback):
+    """Runs a monitor's start and first measurement by itself, and keeps what it says."""
+
+    def __init__(self, monitor, probe) -> None:
+        self.monitor, self.probe, self.message = monitor, probe, ""
+
+    def on_train_start(self, trainer, pl_module):
+        self.monitor.setup(trainer, pl_module, "fit")
+        self.monitor.probe = self.probe and self.probe()
+        try:
+            self.monitor.on_train_start(trainer, pl_module)
+            self.monitor.on_train_batch_start(trainer, pl_module)
+        except Exception as error:
+            self.message = str(error)
+
+
+def refusal(case, root, measure, probe):
+    """With what a monitor ends a fit, on this rank; here the fit itself goes on."""
+    refused = Refused(ProbeMonitor(measure, probe_size=20, probe_batch_size=4), probe)
+    checks.fit(case, root, [refused], epochs=1, **DDP)
+    return refused.message
 
 
 def validated(case, root, callback, loader, **kwargs):
@@ -58,15 +110,29 @@ def main(folder: Path) -> None:
     for name, callback in CALLBACKS.items():
         for module in MODULES_RUN:
             case, root = MODULES[module], folder / f"{name}-{module}"
+            if callback.probes:
+                seen[name, module, "fit"] = probed(case, root, callback.build)
+                continue
             seen[name, module, "fit"] = trained(case, root, [callback.build()])
             seen[name, module, "validate"] = validated(
                 case, root / "validate", callback.build(), case.loader(), **DDP
             )
+        if callback.probes:
+            continue
         case = MODULES["tuple batch"]
         seen[name, "uneven"] = validated(
             case, folder / f"{name}-uneven", callback.build(), own_share(case, rank),
             use_distributed_sampler=False, **DDP,
         )  # fmt: skip
+    case = MODULES["tuple batch"]
+    seen["fewer examples than ranks"] = probed(
+        case, folder / "few", CALLBACKS["ProbeMonitor"].build, probe_size=1
+    )
+    for label, measure, probe in (
+        ("failing rank", fails_on_the_second_rank, None),
+        ("split probe", loss_and_logits, split_between_ranks),
+    ):
+        seen[label] = refusal(case, folder / label, measure, probe)
     broken = checks.UpdatesFromALocalGradient()
     seen["broken"] = trained(MODULES["tuple batch"], folder / "broken", [broken])
     torch.save(seen, folder / f"rank{rank}.pt")

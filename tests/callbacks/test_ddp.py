@@ -14,6 +14,12 @@ from firstlight.runfolder import RunFolder
 pytestmark = pytest.mark.xdist_group("ddp")  # one worker: the processes are started once
 both = pytest.mark.parametrize("module", ddp_worker.MODULES_RUN)
 every_callback = pytest.mark.parametrize("name", CALLBACKS)
+every_evaluator = pytest.mark.parametrize(
+    "name", [name for name, callback in CALLBACKS.items() if not callback.probes]
+)
+every_probe = pytest.mark.parametrize(
+    "name", [name for name, callback in CALLBACKS.items() if callback.probes]
+)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +58,7 @@ def test_the_check_of_ranks_can_fail(ranks):
         assert_weights_equal(*(seen["broken"] for seen in ranks[1]))
 
 
-@every_callback
+@every_evaluator
 @both
 def test_value_equals_one_process(ranks, name, module, tmp_path):
     case = MODULES[module]
@@ -66,7 +72,7 @@ def test_value_equals_one_process(ranks, name, module, tmp_path):
         )
 
 
-@every_callback
+@every_evaluator
 def test_uneven_ranks_do_not_hang_and_sum_up(ranks, name, tmp_path):
     case = MODULES["tuple batch"]
     alone = ddp_worker.validated(case, tmp_path, CALLBACKS[name].build(), case.loader(), devices=1)
@@ -95,3 +101,39 @@ def test_predictions_hold_each_example_once(ranks, tmp_path):
 def test_own_shares_write_no_predictions(ranks):
     (run,) = (ranks[0] / "PerClassMonitor-uneven").rglob("run.json")
     assert RunFolder.open(run.parent).read("predictions").num_rows == 0
+
+
+@every_probe
+@both
+def test_last_measurement_equals_that_of_one_process(ranks, name, module):
+    """Bitwise: the batches, their order and their randomness do not depend on the processes."""
+    first, second = (seen[name, module, "fit"] for seen in ranks[1])
+    assert set(CALLBACKS[name].keys) <= set(first["alone"])
+    for seen in (first, second):
+        assert {key: seen["metrics"][key] for key in first["alone"]} == first["alone"]
+    assert torch.equal(first["probe"], second["probe"])
+
+
+def test_statistics_of_ranks_differ(ranks):
+    """So that the test above can tell whose BatchNorm statistics were measured."""
+    a, b = (seen["ProbeMonitor", "tuple batch", "fit"] for seen in ranks[1])
+    assert not torch.equal(*(seen["weights"]["net.1.running_mean"] for seen in (a, b)))
+    assert a["alone"] != b["alone"]
+
+
+def test_fewer_examples_than_ranks(ranks):
+    first, second = (seen["fewer examples than ranks"] for seen in ranks[1])
+    for seen in (first, second):
+        assert {key: seen["metrics"][key] for key in first["alone"]} == first["alone"]
+
+
+def test_a_probe_that_differs_between_ranks_is_refused(ranks):
+    for seen in ranks[1]:
+        assert "different probe sets" in seen["split probe"]
+        assert "DistributedSampler" in seen["split probe"]
+
+
+def test_a_failure_on_one_rank_ends_the_run_on_all(ranks):
+    for seen in ranks[1]:
+        assert "ProbeMonitor could not measure at step 0" in seen["failing rank"]
+        assert "the second rank stumbled" in seen["failing rank"]

@@ -7,11 +7,14 @@ from firstlight.functional.class_summary import (
     summarise_classes,
     wilson_interval,
 )
+from firstlight.functional.fisher_trace import FisherTrace, fisher_penalty, fisher_trace
+from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
 from firstlight.functional.long_tail import (
     long_tailed_counts,
     long_tailed_indices,
     stratified_split,
 )
+from firstlight.functional.measuring import untouched_batch_norms, warm_batch_norm
 from firstlight.functional.mixing import cutmix, mixup
 from firstlight.functional.parameter_blocks import parameter_blocks
 from firstlight.functional.parameter_groups import parameter_groups
@@ -21,20 +24,32 @@ from firstlight.functional.per_class import (
     rank_of_target,
     score_examples,
 )
+from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
+from firstlight.functional.sharpness import Sharpness, average_sharpness
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
+from firstlight.functional.worst_case import worst_case_sharpness
 
 __all__ = [
     "SHOTS",
     "ExampleScores",
+    "FisherTrace",
     "PerClassCounts",
+    "Ranks",
+    "Sharpness",
     "ShotGroups",
+    "TopEigenvalue",
+    "average_sharpness",
     "confusion_pairs",
     "cutmix",
+    "edge_of_stability",
     "example_positions",
     "expected_worst_accuracy",
+    "fisher_penalty",
+    "fisher_trace",
     "fold_in",
+    "hessian_top_eigenvalue",
     "keyed_generator",
     "long_tailed_counts",
     "long_tailed_indices",
@@ -47,5 +62,8 @@ __all__ = [
     "shot_groups",
     "stratified_split",
     "summarise_classes",
+    "untouched_batch_norms",
+    "warm_batch_norm",
     "wilson_interval",
+    "worst_case_sharpness",
 ]

@@ -1,4 +1,4 @@
-"""Figures drawn from a run folder; each title is the sentence that the figure says."""
+"""The accuracy of every class, beside the shot groups."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from firstlight.figures.palette import BLACK, SHOT_COLOURS, open_frame, save
 from firstlight.functional import SHOTS, wilson_interval
-from firstlight.runfolder import RunFolder, RunFolderError, replacing
+from firstlight.runfolder import RunFolder, RunFolderError
 
-# Okabe and Ito's palette, told apart by all kinds of colour vision.
-COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00", None: "#666666"}
 NAMED = 40
 """Most classes whose names fit under the bars."""
 
@@ -45,11 +44,7 @@ def per_class_figure(run: str | Path, split: str = "test") -> Path:
     _draw_classes(bars, n, correct, classes)
     _draw_groups(groups, n, correct, classes["shot"])
     figure.suptitle(_finding(n, correct, classes["shot"], split), fontsize=11, wrap=True)
-    file = folder.path / "figures" / f"per_class-{split.replace('/', '_')}.png"
-    for suffix in (".svg", ".png"):
-        with replacing(file.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=160)
-    return file
+    return save(figure, folder.path / "figures" / f"per_class-{split.replace('/', '_')}.png")
 
 
 def _draw_classes(
@@ -61,10 +56,10 @@ def _draw_classes(
     accuracy = 100 * correct / np.where(n > 0, n, np.nan)
     low, high = (100 * bound for bound in wilson_interval(correct, n))
     x = np.arange(len(order))
-    colours = [COLOURS[classes["shot"][c]] for c in order]
+    colours = [SHOT_COLOURS[classes["shot"][c]] for c in order]
     errors = np.stack([accuracy - low, high - accuracy])[:, order]
     axes.bar(x, accuracy[order], color=colours, width=0.8)
-    axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor="#222222", elinewidth=0.8)
+    axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor=BLACK, elinewidth=0.8)
     axes.set_ylabel("accuracy of the class (%), 95 % interval")
     axes.set_ylim(0, 103)
     axes.set_xlabel("class, the most frequent in training first" if known else "class")
@@ -76,7 +71,7 @@ def _draw_classes(
         axes.set_xticks(x, labels, fontsize=8, rotation=0 if len(order) <= 12 else 90)
         if known:
             axes.set_xlabel("class, and its training images")
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
 
 
 def _draw_groups(
@@ -86,11 +81,11 @@ def _draw_groups(
     means = _means(accuracy, shots)
     for x, name in enumerate(SHOTS):
         if name in means:
-            axes.bar(x, means[name], color=COLOURS[name], width=0.7)
+            axes.bar(x, means[name], color=SHOT_COLOURS[name], width=0.7)
             axes.text(x, means[name] + 1, f"{means[name]:.0f}", ha="center", fontsize=9)
     axes.set_xticks(range(3), SHOTS, fontsize=8)
     axes.set_xlabel("mean of the group (%)")
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
 
 
 def _means(accuracy: NDArray[Any], shots: list[str | None]) -> dict[str, float]:
