@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, Images, TupleBatch
+from contract_table import CALLBACKS, MODULES, Images, Manual, TupleBatch
 from contract_table import loss_and_logits as measure
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.nn import functional as F
@@ -382,6 +382,38 @@ def test_a_resumed_run_neither_repeats_nor_skips(tmp_path):
     trainer.fit(Plain(), CASE.loader(), ckpt_path=tmp_path / "step=5.ckpt")
     assert folder_of(tmp_path).read("probe")["step"].to_pylist() == [0, 2, 4, 6, 8, 10]
     assert len(seen) == 6
+
+
+class SavesAt4(L.Callback):
+    """Saves a checkpoint after step 4."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(self.file)
+
+
+def test_a_resumed_run_misses_nothing_where_the_count_jumps(tmp_path):
+    """global_step is 0, 2, 4, ...; step 3 is due at 4, where the checkpoint was saved."""
+
+    class PlainManual(Manual):
+        validation_step = L.LightningModule.validation_step
+
+    make = lambda: ProbeMonitor(measure, every_n_train_steps=3)  # noqa: E731
+    case, file = MODULES["manual optimisation"], tmp_path / "4.ckpt"
+    run(tmp_path, make(), SavesAt4(file), case=case, max_steps=4, limit_train_batches=2)
+    (part,) = tmp_path.rglob("000000004-*.parquet")
+    part.unlink()  # as if the run had been killed before it measured
+    trainer = L.Trainer(
+        max_epochs=5, limit_train_batches=2, accelerator="cpu", default_root_dir=tmp_path,
+        logger=False, callbacks=[make()], enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(PlainManual(), CASE.loader(), ckpt_path=file)
+    steps = sorted(set(folder_of(tmp_path).read("probe")["step"].to_pylist()))
+    assert steps == [0, 4, 6, 10, 12, 16, 18]
 
 
 def test_another_probe_after_resuming_is_said_and_noted(tmp_path, capsys):
