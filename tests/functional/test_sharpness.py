@@ -86,6 +86,24 @@ def test_the_rise_of_a_linear_loss_is_the_slope_along_the_noise():
     assert many.n == 4
 
 
+def test_adaptive_noise_is_that_of_slopes_times_weights():
+    slope = torch.tensor([3.0, -2.0, 5.0], dtype=torch.float64)
+    start = torch.tensor([1.5, 0.0, -2.0], dtype=torch.float64)
+    kwargs = {"rho": 0.1, "draws": 3, "antithetic": False}
+    adaptive = average_sharpness(linear(slope, start), COUNT, FIRST, adaptive=True, **kwargs)
+    plain = average_sharpness(linear(slope * start.abs(), start), COUNT, FIRST, **kwargs)
+    assert adaptive.value == pytest.approx(plain.value, rel=1e-9)
+
+
+def test_batches_make_the_error_smaller_by_their_root():
+    slope = torch.tensor([3.0, -2.0, 5.0], dtype=torch.float64)
+    found = average_sharpness(
+        linear(slope, torch.ones(3)), COUNT, FIRST, rho=0.1, draws=1000, antithetic=False,
+        batch_size=1,
+    )  # fmt: skip
+    assert found.se * math.sqrt(4 * 1000) == pytest.approx(0.1 * slope.norm().item(), rel=0.04)
+
+
 @pytest.mark.parametrize("size", [2, 3, 5, 15])
 def test_displacements_sum_to_zero_and_are_equally_correlated_normals(size):
     probe = ProbeLoss(

@@ -46,7 +46,7 @@ class GradientNorms:
     forms no gradient of a batch: where an operation meets a parameter, the norms are taken from
     its input and the gradient at its output. What has no such form is differentiated example by
     example, and named. On its first batch (and on every one whose operations differ) the result is
-    compared with plain autograd on three single examples, so that no model is measured by a kernel
+    compared with plain autograd on three of its examples, so that no model is measured by a kernel
     that does not fit it.
 
     Args:
@@ -83,7 +83,8 @@ class GradientNorms:
             trace = self._trace(inputs, count, plan.layouts)
         draws = draw(trace.logits.detach(), trace.is_linear_head)
         if count <= CHECKED:
-            return self._one_by_one(inputs, range(count), draws, self.parameters, trace.logits)
+            self._require_independence(inputs, list(range(count)), trace.logits)
+            return self._one_by_one(inputs, count, draws, self.parameters)
         if plan is None:
             found, trace, plan = self._checked(trace, inputs, count, draws)
             self._plans[key] = plan
@@ -93,7 +94,7 @@ class GradientNorms:
         if slow:
             chosen = {name: self.parameters[name] for name in slow}
             rows = [list(self.parameters).index(name) for name in slow]
-            found[rows] = self._one_by_one(inputs, range(count), draws, chosen)
+            found[rows] = self._one_by_one(inputs, count, draws, chosen)
         self.slow |= {**trace.local, **slow}
         return found
 
@@ -107,19 +108,34 @@ class GradientNorms:
     ) -> tuple[Tensor, "_Trace", Plan]:
         """Compare with autograd; try the other layouts; what still differs goes the slow way."""
         rows = [0, count // 2, count - 1]
-        want = self._one_by_one(inputs, rows, draws, self.parameters, trace.logits)
-        layouts: dict[int, str] = {}
-        found = trace.norms(draws)
+        self._require_independence(inputs, rows, trace.logits)
+        first, layouts, attempt = draws[:1], dict[int, str](), 1
+        want = trace.by_autograd(rows, first)
+        found = trace.norms(first, keep=True)
         wrong = self._mismatches(found[:, rows], want, trace)
-        attempt = 1
         while wrong and (others := trace.other_layouts(wrong, attempt)):
             layouts |= others
             trace = self._trace(inputs, count, layouts)
-            found = trace.norms(draws)
+            found = trace.norms(first, keep=True)
             wrong = self._mismatches(found[:, rows], want, trace)
             attempt += 1
         plan = Plan(layouts, {**trace.unknown, **dict.fromkeys(wrong, MISMATCH)})
-        return found, trace, plan
+        return found if len(draws) == 1 else trace.norms(draws), trace, plan
+
+    def _require_independence(self, inputs: Any, rows: list[int], logits: Tensor) -> None:
+        """Refuse a model whose logits of an example depend on the others of its batch."""
+        for i in rows:
+            with torch.no_grad():
+                alone = logits_of(self.model, take(inputs, slice(i, i + 1)), 1)[0]
+            together = logits[i].detach()
+            tolerance = 1e-9 if alone.dtype == torch.float64 else 1e-2
+            difference = float((alone - together).abs().max())
+            if difference > tolerance * max(1.0, float(together.abs().max())):
+                raise ValueError(
+                    f"the logits of example {i} differ by {difference:.3g} when it is measured "
+                    "alone: the model mixes the examples of a batch, or draws random numbers in "
+                    "eval mode, so that no example has a gradient of its own"
+                )
 
     def _mismatches(self, found: Tensor, want: Tensor, trace: "_Trace") -> list[str]:
         double = all(p.dtype == torch.float64 for p in self.parameters.values())
@@ -130,46 +146,31 @@ class GradientNorms:
         return [n for n, b in zip(self.parameters, bad, strict=True) if b and n not in known]
 
     def _one_by_one(
-        self,
-        inputs: Any,
-        rows: Any,
-        draws: list[Draw],
-        parameters: Mapping[str, nn.Parameter],
-        logits: Tensor | None = None,
+        self, inputs: Any, count: int, draws: list[Draw], parameters: Mapping[str, nn.Parameter]
     ) -> Tensor:
-        """Return norms (parameters, rows) by one forward and backward pass an example."""
+        """Return norms (parameters, count) by one forward and backward pass an example."""
         columns = []
-        for i in rows:
-            own = logits_of(self.model, take(inputs, slice(i, i + 1)), 1)
-            if logits is not None:
-                _require_equal(own.detach()[0], logits.detach()[i], i)
-            total = torch.zeros(len(parameters), dtype=torch.float64)
-            for unit, weight in draws:
-                u = unit[i : i + 1].to(own)
-                total += weight[i] * _gradient_squares((own * u).sum(), parameters)
-            columns.append(total)
+        for i in range(count):
+            own = logits_of(self.model, take(inputs, slice(i, i + 1)), 1)[0]
+            columns.append(_squared_gradients(own, i, draws, parameters))
         return torch.stack(columns, 1)
 
 
-def _gradient_squares(scalar: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tensor:
-    if not scalar.requires_grad:
-        return torch.zeros(len(parameters), dtype=torch.float64)
-    gradients = torch.autograd.grad(
-        scalar, list(parameters.values()), allow_unused=True, retain_graph=True
-    )
-    norms = [0.0 if g is None else float(torch.linalg.vector_norm(g)) for g in gradients]
-    return torch.tensor(norms, dtype=torch.float64).square()
-
-
-def _require_equal(alone: Tensor, together: Tensor, row: int) -> None:
-    tolerance = 1e-9 if alone.dtype == torch.float64 else 1e-2
-    difference = float((alone - together).abs().max())
-    if difference > tolerance * max(1.0, float(together.abs().max())):
-        raise ValueError(
-            f"the logits of example {row} differ by {difference:.3g} when it is measured alone: "
-            "the model mixes the examples of a batch, or "
-            "draws random numbers in eval mode, so that no example has a gradient of its own"
-        )
+def _squared_gradients(
+    logits: Tensor, row: int, draws: list[Draw], parameters: Mapping[str, nn.Parameter]
+) -> Tensor:
+    """Return squared norms (parameters,) of one example's gradients, summed over the draws."""
+    total = torch.zeros(len(parameters), dtype=torch.float64)
+    if not logits.requires_grad:
+        return total
+    for unit, weight in draws:
+        gradients = torch.autograd.grad(
+            (logits * unit[row].to(logits)).sum(), list(parameters.values()), allow_unused=True,
+            retain_graph=True,
+        )  # fmt: skip
+        norms = [0.0 if g is None else float(torch.linalg.vector_norm(g)) for g in gradients]
+        total += weight[row] * torch.tensor(norms, dtype=torch.float64).square()
+    return total
 
 
 class _Trace:
@@ -213,11 +214,25 @@ class _Trace:
             and any(name in names for o in use.operands for name in self._under[id(o.tensor)])
         }
 
-    def norms(self, draws: list[Draw]) -> Tensor:
-        """Return squared norms (parameters, count), summed over the draws: one backward each."""
+    def by_autograd(self, rows: list[int], draws: list[Draw]) -> Tensor:
+        """Return squared norms (parameters, rows) by plain autograd through the batch's graph.
+
+        A forward pass of one example would round otherwise, and near the kink of a ReLU that shows.
+        """
+        return torch.stack(
+            [_squared_gradients(self.logits[i], i, draws, self.parameters) for i in rows], 1
+        )
+
+    def norms(self, draws: list[Draw], keep: bool = False) -> Tensor:
+        """Return squared norms (parameters, count), summed over the draws: one backward each.
+
+        Args:
+            draws: of all examples.
+            keep: the graph, for another backward pass.
+        """
         total = torch.zeros(len(self.parameters), self.count, dtype=torch.float64)
         for number, (unit, weight) in enumerate(draws):
-            found = self._backward(unit, retain=number + 1 < len(draws))
+            found = self._backward(unit, retain=keep or number + 1 < len(draws))
             for row, name in enumerate(self.parameters):
                 if name in found:
                     total[row] += weight * found[name]
