@@ -115,6 +115,20 @@ class Text(nn.Module):
         return self.tokens(x.abs().mul(2).long().clamp(max=3))
 
 
+class TextTransformer(nn.Module):
+    """Tokens and learned positions, one encoder layer, the words' own vectors as its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(4, 6), nn.Embedding(24, 6)
+        self.layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        ids = x.flatten(1).abs().mul(2).long().clamp(max=3)
+        y = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+        return self.layer(y).mean(1) @ self.tokens.weight.T
+
+
 class Partly(nn.Module):
     """Frozen and trained parameters in one layer, a frozen layer behind a trained one."""
 
@@ -167,6 +181,7 @@ FAST = {
     "windows, batch last": ([Windows(minor=True)], (8, 6)),
     "sequence first": ([SequenceFirst()], SEQUENCE),
     "attention": ([nn.TransformerEncoderLayer(6, 2, 12, 0.0, batch_first=True)], SEQUENCE),
+    "tokens": ([TextTransformer()], SEQUENCE),
     "partly frozen": ([Partly()], VECTOR),
 }  # fmt: skip
 

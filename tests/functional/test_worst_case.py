@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -108,6 +109,59 @@ def test_a_convex_quadratic_in_a_cube_is_highest_at_a_corner():
         assert found <= heights.max() + 1e-9
         if (slope > 0).all():
             assert found == pytest.approx(heights.max().item(), rel=1e-9)
+
+
+def auto_pgd(slope, hessian, rho, steps, reviews, linf):
+    """Highest rise as arXiv 2003.01690, algorithm 1, finds it, with the slope taken afresh."""
+
+    def height(e):
+        return slope @ e + e @ hessian @ e / 2
+
+    def inside(e):
+        return np.clip(e, -rho, rho) if linf else e * min(1, rho / max(np.linalg.norm(e), 1e-300))
+
+    def climb(e):
+        g = slope + hessian @ e
+        return inside(e + eta * (np.sign(g) if linf else g / np.linalg.norm(g)))
+
+    eta, points = 2 * rho, [np.zeros_like(slope)]
+    points.append(climb(points[0]))
+    heights = [0.0, height(points[1])]
+    best = max(zip(heights, (0, 1), points, strict=True), key=lambda one: one[0])
+    since, start_of_review, seen_then, cut_then = 0, 0, 0.0, True
+    for k in range(1, steps + 1):
+        if k > 1:
+            now, past = points[-1], points[-2]
+            points.append(inside(now + 0.75 * (climb(now) - now) + 0.25 * (now - past)))
+            heights.append(height(points[-1]))
+        since += heights[-1] > heights[-2]
+        best = max(best, (heights[-1], k, points[-1]), key=lambda one: one[0])
+        if k in reviews:
+            cut_then = since < 0.75 * (k - start_of_review) or (
+                not cut_then and best[0] == seen_then
+            )
+            if cut_then:
+                eta /= 2
+                points += [best[2], best[2]]
+                heights.append(best[0])
+            since, start_of_review, seen_then = 0, k, best[0]
+    return best[0]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("size", [5, 40])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_climb_is_the_published_one(norm, size, seed):
+    # Curvature so strong that steps are cut and the climb starts again from its best point.
+    random = np.random.default_rng(seed)
+    a = random.normal(size=(size, size))
+    hessian, slope, rho = (a + a.T) / 2, random.normal(size=size), 1.0
+    expected = auto_pgd(slope, hessian, rho, 20, {5, 9, 12, 14, 16, 18, 19, 20}, norm == "linf")
+    model = quadratic(
+        torch.from_numpy(slope), torch.from_numpy(hessian), torch.zeros(size).double()
+    )
+    found = worst_case_sharpness(model, COUNT, FIRST, rho=rho, norm=norm, steps=20)
+    assert found.value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
