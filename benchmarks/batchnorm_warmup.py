@@ -101,7 +101,7 @@ def main() -> None:
             "learning rate": f"{rate:g}",
             "BatchNorm statistics": KINDS[kind][0],
             "step 0": f"{curve['value'][0]:.4g}",
-            "largest": f"{curve['value'].max():.4g} (step {curve['step'][curve['value'].argmax()]})",
+            "largest": f"{curve['value'].max():.4g}, step {curve['step'][curve['value'].argmax()]}",
             f"step {STEPS}": f"{curve['value'][-1]:.4g} ± {curve['se'][-1]:.2g}",
             "largest / smallest": f"{moved(curve['value']):.4g}",
         }

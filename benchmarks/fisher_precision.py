@@ -31,7 +31,8 @@ def spread(
         [
             fisher_trace(model, x, estimator=estimator, generator=keyed_generator(1, i)).value
             for i in range(DRAWS)
-        ]
+        ],
+        dtype=torch.float64,
     )
     deviation = float(draws.std())
     return {

@@ -281,6 +281,38 @@ def test_inputs_may_be_any_nesting_of_tensors():
     )
 
 
+class Cached(nn.Module):
+    """Keeps what it made of a parameter from one call to the next in eval mode, as timm's LeViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bias = nn.Linear(5, 3).double(), nn.Parameter(torch.randn(3).double())
+        self.cache = {}
+
+    def forward(self, x):
+        if self.training:
+            return self.linear(x).tanh() + self.bias.tanh()
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias.tanh()
+        return self.linear(x).tanh() + self.cache["bias"]
+
+
+def test_what_a_model_keeps_between_calls_is_neither_used_nor_left_behind():
+    """Oracle: the definition on a fresh copy; the stale cache would give another number."""
+    torch.manual_seed(0)
+    net, x = Cached().eval(), probe()
+    kept = net.cache["bias"] = torch.full((3,), 5.0, dtype=torch.float64)
+    for step in range(2):
+        fresh = Cached()
+        fresh.load_state_dict(net.state_dict())
+        result = fisher_trace(net, x, estimator="exact", batch_size=4)
+        torch.testing.assert_close(result.per_example, exact(fresh, x), rtol=1e-10, atol=0)
+        assert result.slow == {}, step
+        assert net.cache["bias"] is kept
+        with torch.no_grad():
+            net.bias += 1
+
+
 class Mixing(nn.Module):
     """Centres by the batch: no example has a gradient of its own."""
 

@@ -7,7 +7,8 @@ from firstlight.functional.class_summary import (
     summarise_classes,
     wilson_interval,
 )
-from firstlight.functional.fisher_trace import FisherTrace, fisher_penalty, fisher_trace
+from firstlight.functional.fisher_penalty import fisher_penalty
+from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
 from firstlight.functional.long_tail import (
     long_tailed_counts,

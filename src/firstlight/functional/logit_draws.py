@@ -120,14 +120,15 @@ def _categorical(weights: Tensor, generator: Generator) -> Tensor:
     """Draw a column a row, with probability proportional to weights, by inverting the sums."""
     sums = weights.cumsum(1)
     points = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64) * sums[:, -1:]
-    labels: Tensor = (sums <= points).sum(1).clamp(max=weights.shape[1] - 1)
-    return labels
+    labels = torch.searchsorted(sums, points, right=True).squeeze(1)
+    return labels.clamp(max=weights.shape[1] - 1)
 
 
 def _unit(u: Tensor) -> Tensor:
     # Scaled first: squares of what is left after a large logit gap underflow.
     scaled = u / u.abs().amax(1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
-    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / length.clamp_min(torch.finfo(u.dtype).tiny)
 
 
 ESTIMATORS: dict[str, Draws] = {

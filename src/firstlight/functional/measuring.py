@@ -66,7 +66,9 @@ def measuring(
 
     Inside: every module in eval mode, gradients on and inference mode off, autocast off, compiled
     parts run as they were written, activation checkpointing by timm's and Hugging Face's flags off,
-    and of all parameters exactly ``parameters`` require gradients.
+    and of all parameters exactly ``parameters`` require gradients. Dictionaries of tensors that
+    modules keep from one call to the next in eval mode (timm's attention biases, which go stale
+    when weights move) are emptied before every call.
 
     Args:
         model: the module itself, not a compiled or distributed wrapper (see `original`).
@@ -93,6 +95,7 @@ def measuring(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if double_backward:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_forgetting(model))
         try:
             for module in modules:
                 module.training = False
@@ -109,6 +112,37 @@ def measuring(
                 setattr(module, name, True)
             for p, needed in zip(every, required, strict=True):
                 p.requires_grad_(needed)
+
+
+@contextmanager
+def _forgetting(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's calls find no tensors of an earlier call; then as before."""
+    known = set(nn.Module().__dict__)
+    caches: dict[int, dict[Any, Tensor]] = {
+        id(value): value
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if type(value) is dict and name not in known and _holds_only_tensors(value)
+    }
+    before = [(cache, dict(cache)) for cache in caches.values()]
+
+    def forget(*_: Any) -> None:
+        for cache in caches.values():
+            if _holds_only_tensors(cache):
+                cache.clear()
+
+    hook = model.register_forward_pre_hook(forget)
+    try:
+        yield
+    finally:
+        hook.remove()
+        forget()
+        for cache, content in before:
+            cache.update(content)
+
+
+def _holds_only_tensors(cache: dict[Any, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in cache.values())
 
 
 def _is_compiled(module: nn.Module) -> bool:
