@@ -1,5 +1,8 @@
 """Per-example norms of every kind of layer, against autograd one example and class at a time."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from exact_fisher import exact_by_parameter
@@ -293,6 +296,28 @@ def test_a_wrong_kernel_is_found_out_and_left_aside(monkeypatch):
     assert set(result.slow) == {"0.weight", "2.weight"}
     assert all("disagreed with autograd" in why for why in result.slow.values())
     assert result.value == pytest.approx(float(want), rel=1e-12)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own count")
+def test_no_graph_stays_in_memory():
+    """A graph holds 5 MB: twenty that stayed would be 100."""
+
+    def resident():
+        fields = Path("/proc/self/statm").read_text().split()
+        return int(fields[1]) * resource.getpagesize()
+
+    model = nn.Sequential(nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(),
+                          nn.Linear(300, 3))  # fmt: skip
+    x = torch.randn(2000, 300)
+
+    def measure(times):
+        for _ in range(times):
+            fisher_trace(model, x, batch_size=2000)
+
+    measure(3)
+    memory = resident()
+    measure(20)
+    assert resident() - memory < 30e6
 
 
 class Picky(nn.Module):

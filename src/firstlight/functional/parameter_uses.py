@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +138,15 @@ class ParameterUses(TorchFunctionMode):
     ) -> None:
         """Add a use."""
         use = Use(name, get_gradient_edge(output), source, operands, layouts)
-        output.register_hook(lambda g: use.receive(g.detach()))  # type: ignore[no-untyped-call]
         self.uses.append(use)
+        # A strong reference would close a circle through the graph that nothing could collect.
+        alive = ref(use)
+
+        def receive(g: Tensor) -> None:
+            if (listening := alive()) is not None:
+                listening.receive(g.detach())
+
+        output.register_hook(receive)  # type: ignore[no-untyped-call]
 
     def choose(self, layouts: list[str]) -> str:
         """Return the layout of the next use."""
