@@ -49,11 +49,11 @@ class Ledger:
         }  # fmt: skip
         self._kept: dict[str, list[Part]] = {}
         for use in uses:
-            use.receive = self._receiver(use)
+            use.receive = self._receiver(use.operands)
 
-    def _receiver(self, use: Use) -> Callable[[Tensor], None]:
+    def _receiver(self, operands: list[Operand]) -> Callable[[Tensor], None]:
         def receive(g: Tensor) -> None:
-            for operand in use.operands:
+            for operand in operands:
                 names = self._under[id(operand.tensor)]
                 if id(operand.tensor) in self._alone:
                     self.norms[names[0]] = self._squares(operand, g)
