@@ -41,9 +41,16 @@ typecheck: $(INSTALLED)
 	MYPYPATH=build/typecheck $(BIN)/mypy -p firstlight
 
 bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/per_class.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python benchmarks/fisher_families.py
+	$(BIN)/python benchmarks/fisher_precision.py
+	$(BIN)/python benchmarks/fisher_cost.py
+	$(BIN)/python benchmarks/fisher_peers.py
+	$(BIN)/python benchmarks/sharpness.py
+	$(BIN)/python benchmarks/sharpness_eigenvalue.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
