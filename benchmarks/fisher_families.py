@@ -120,7 +120,9 @@ def _moved(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    return model
+    # Attention biases that were kept from a call before are stale now: going through train mode is
+    # timm's way to drop them.
+    return model.train().eval()
 
 
 def check(name: str) -> Checked:

@@ -165,6 +165,13 @@ FAST = {
         [nn.Conv2d(3, 96, 3, stride=2), nn.Conv2d(96, 96, (3, 2), 2, (1, 1), dilation=(1, 2))],
         IMAGE,
     ),
+    "transposed convolution": ([nn.ConvTranspose2d(3, 4, 3)], IMAGE),
+    "transposed, strided, grouped": (
+        [nn.ConvTranspose2d(3, 4, 2), nn.ConvTranspose2d(4, 6, 3, 2, (1, 0), 1, groups=2)], IMAGE,
+    ),
+    "transposed by its pixels": (
+        [nn.Conv2d(3, 96, 5, stride=2), nn.ConvTranspose2d(96, 96, 3, 1)], IMAGE,
+    ),
     "conv3d": ([nn.Conv3d(3, 4, (3, 3, 2), stride=(2, 1, 1), padding=1)], TALL),
     "batch norm 1d": ([nn.Linear(6, 6), nn.BatchNorm1d(6)], VECTOR),
     "batch norm over a sequence": ([nn.BatchNorm1d(4)], SEQUENCE),
@@ -196,6 +203,15 @@ class Einsum(nn.Module):
 
     def forward(self, x):
         return torch.einsum("ntd,do->nto", x, self.weight)
+
+
+class Bilinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Bilinear(6, 6, 4)
+
+    def forward(self, x):
+        return self.layer(x, x.sin())
 
 
 class Routed(nn.Module):
@@ -234,7 +250,7 @@ class Custom(nn.Module):
 
 SLOW = {
     "einsum": ([Einsum()], SEQUENCE),
-    "transposed convolution": ([nn.ConvTranspose2d(3, 4, 3)], IMAGE),
+    "bilinear": ([Bilinear()], SEQUENCE),
     "prelu": ([nn.PReLU(3)], IMAGE),
     "written into the data": ([Routed()], SEQUENCE),
     "a function of the user's": ([Custom()], SEQUENCE),

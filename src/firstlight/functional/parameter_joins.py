@@ -94,13 +94,17 @@ class Join:
     def broadcast(self) -> Any | None:
         """Repeat learned operands over the batch, so that autograd keeps examples apart."""
         data = max(self.data, key=lambda x: (x.ndim, x.numel()))
-        layouts = layouts_of(data.shape, self.uses.count)
-        if not layouts or any(x.ndim > data.ndim for x in self.learned):
+        if any(x.ndim > data.ndim for x in self.learned):
+            return None
+        layouts = [
+            layout
+            for layout in layouts_of(data.shape, self.uses.count)
+            if all(_size(x, data.ndim, int(layout == "second")) == 1 for x in self.learned)
+        ]
+        if not layouts:
             return None
         layout = self.uses.choose(layouts)
-        axis = 1 if layout == "second" else 0
-        if any(_size(x, data.ndim, axis) != 1 for x in self.learned):
-            return None
+        axis = int(layout == "second")
         changed = {}
         for x in self.learned:
             changed[id(x)] = self.uses.repeat(x, data.ndim, axis, data.shape[axis], layout)
@@ -113,14 +117,18 @@ class Join:
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not any(_depends(x, self.learned, self.data) for x in made):
             return out
-        anew = None
-        layouts = layouts_of(out.shape, self.uses.count) if isinstance(out, Tensor) else []
-        if layouts and not (self.name.endswith("_") or "out" in self.kwargs):
-            anew = _Anew(self, self.uses.choose(layouts), len(out))
-        if anew is None or not anew.fits(out):
+        in_place = self.name.endswith("_") or "out" in self.kwargs
+        apart = isinstance(out, Tensor) and not in_place
+        layouts = [
+            layout
+            for layout in (layouts_of(out.shape, self.uses.count) if apart else [])
+            if _Anew(self, layout, len(out)).fits(out)
+        ]
+        if not layouts:
             for x in self.learned:
                 self.uses.give_up(x, self.name)
             return out
+        anew = _Anew(self, self.uses.choose(layouts), len(out))
         operands = [Operand(x, anew.gradients(x), local=self.name) for x in self.learned]
         return self.note(out, operands, layouts)
 
@@ -140,8 +148,11 @@ class _Anew:
 
     def fits(self, out: Tensor) -> bool:
         """Whether the first example's own output has the shape of its part of ``out``."""
-        with torch.no_grad():
-            alone = self.join.call_with(lambda v: self._own(v, 0))
+        try:
+            with torch.no_grad():
+                alone = self.join.call_with(lambda v: self._own(v, 0))
+        except RuntimeError:  # shapes that do not go together
+            return False
         return bool(alone.shape == self._pick(out, 0).shape)
 
     def gradients(self, x: Tensor) -> Callable[[Tensor, slice], Tensor]:

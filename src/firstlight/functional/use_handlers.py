@@ -67,21 +67,46 @@ def _convolution(join: Join) -> Tensor | None:
     stride, dilation = (_each(arguments.get(k, 1), axes) for k in ("stride", "dilation"))
     a, padding = _pad(a.detach(), weight, arguments.get("padding", 0), dilation)
     geometry = kernels.Convolution(weight, stride, padding, dilation, arguments.get("groups", 1))
+    return _noted_convolution(join, layouts, geometry, a, weight, bias, transposed=False)
+
+
+def _noted_convolution(
+    join: Join, layouts: list[str], geometry: kernels.Convolution, a: Tensor, weight: Tensor,
+    bias: Tensor | None, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Note a convolution; a transposed one has the places of input and gradient exchanged."""
     split = partial(_split, layout=join.uses.choose(layouts), count=join.uses.count)
+
+    def sides(g: Tensor) -> tuple[Tensor, Tensor]:
+        return (split(g), split(a)) if transposed else (split(a), split(g))
+
+    def gradients(g: Tensor, rows: slice) -> Tensor:
+        left, right = sides(g)
+        return geometry.gradients(left[rows], right[rows])
+
     operands = []
     if join.is_learned(weight):
-        operands.append(
-            Operand(
-                weight,
-                lambda g, rows: geometry.gradients(split(a)[rows], split(g)[rows]),
-                lambda g: geometry.norms(split(a), split(g)),
-            )
-        )
+        operands.append(Operand(weight, gradients, lambda g: geometry.norms(*sides(g))))
     if bias is not None and join.is_learned(bias):
         operands.append(
             Operand(bias, lambda g, rows: kernels.bias_gradients(split(g)[rows], channels=2))
         )
     return join.note(join.call(), operands, layouts)
+
+
+def _transposed_convolution(join: Join) -> Tensor | None:
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    arguments = _bind(join, names)
+    a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+    layouts = [x for x in layouts_of(a.shape, join.uses.count) if x != "second"]
+    if join.is_learned(a) or not layouts or a.ndim != weight.ndim:
+        return None
+    defaults = {"stride": 1, "padding": 0, "dilation": 1}
+    stride, padding, dilation = (
+        _each(arguments.get(name, default), weight.ndim - 2) for name, default in defaults.items()
+    )
+    geometry = kernels.Convolution(weight, stride, padding, dilation, arguments.get("groups", 1))
+    return _noted_convolution(join, layouts, geometry, a.detach(), weight, bias, transposed=True)
 
 
 def _split(x: Tensor, layout: str, count: int) -> Tensor:
@@ -235,6 +260,9 @@ HANDLERS: dict[Any, Handler] = {
     torch.conv1d: _convolution,
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
+    torch.conv_transpose1d: _transposed_convolution,
+    torch.conv_transpose2d: _transposed_convolution,
+    torch.conv_transpose3d: _transposed_convolution,
     F.batch_norm: _batch_norm,
     F.layer_norm: partial(
         _normalised, names=("input", "normalized_shape", "weight", "bias", "eps"),
