@@ -180,7 +180,7 @@ def number_of_examples(inputs: Any) -> int:
     return lengths[0]
 
 
-def take(inputs: Any, rows: slice) -> Any:
+def take(inputs: Any, rows: slice | list[int]) -> Any:
     """Return some examples of ``inputs``, a tensor or any nesting of tensors."""
     return tree_map(lambda x: x[rows] if isinstance(x, Tensor) and x.ndim else x, inputs)
 
@@ -199,9 +199,15 @@ def batches_of(count: int, batch_size: int) -> list[slice]:
 def logits_of(model: Measured, inputs: Any, count: int) -> Tensor:
     """Return ``model(inputs)``, checked to be logits of ``count`` examples.
 
+    A single example is passed twice: torch's backward pass of BatchNorm in eval mode is wrong for
+    batches of one whose gradient comes transposed (2.15, CPU; after ``flatten(2).transpose(1, 2)``,
+    as in EfficientFormer).
+
     Raises:
         ValueError: where it is no floating tensor (count, K >= 2), or not finite.
     """
+    if count == 1:
+        return logits_of(model, take(inputs, [0, 0]), 2)[:1]
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(

@@ -181,7 +181,8 @@ def batch_norm_gradients(
     merged = (1, b * m * channels, *a.shape[3:])
     mean, variance = (x.to(a.dtype).repeat(b * m) for x in (mean, variance))
     _, scale, shift = torch.ops.aten.native_batch_norm_backward(
-        g.reshape(merged), a.reshape(merged), torch.ones_like(mean), mean, variance, None, None,
+        g.reshape(merged).contiguous(), a.reshape(merged).contiguous(),
+        torch.ones_like(mean), mean, variance, None, None,
         False, eps, [False, True, True],
     )  # fmt: skip
     return scale.view(b, m, channels).sum(1), shift.view(b, m, channels).sum(1)
