@@ -79,8 +79,8 @@ def draw(runs: dict[float, dict[str, dict[str, np.ndarray]]]) -> Path:
     axes.set_xlabel("step (optimiser updates); bands: ± 2 standard errors, 256 examples")
     still = runs[0.0]["running"]["value"]
     figure.suptitle(
-        f"BatchNorm's warm-up alone moves the Fisher trace {moved(still):.0f}-fold, with nothing "
-        "learned;\nwith warmed statistics it stands still",
+        f"BatchNorm's warm-up alone moves the Fisher trace {moved(still):.0f}-fold,\n"
+        "with nothing learned; with warmed statistics it stands still",
         x=0.01, ha="left", fontsize=12,
     )  # fmt: skip
     return save(figure, RESULTS / "batchnorm_warmup.png")
