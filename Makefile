@@ -48,6 +48,7 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/fisher_families.py
 	$(BIN)/python benchmarks/fisher_precision.py
 	$(BIN)/python benchmarks/fisher_cost.py
+	$(BIN)/python benchmarks/monitor_cost.py
 	$(BIN)/python benchmarks/fisher_peers.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/sharpness_eigenvalue.py
