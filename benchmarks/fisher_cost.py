@@ -5,16 +5,16 @@
 One measurement of a batch (importance-sampled labels, the network's plan already checked) against
 a plain training forward and backward pass on the same examples at 224 px, in turn; and against
 ``vmap(grad)`` at the best of several chunk sizes and a loop over single examples, which compute the
-same squared norms with labels drawn from the model. Peak memory: allocations above the model's own,
-by torch's profiler of memory on the CPU and its allocator on a GPU.
+same squared norms with labels drawn from the model. Peak memory: what a process of its own
+grows by (Linux), or torch's allocator on a GPU.
 """
 
 import argparse
 import gc
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
@@ -29,7 +29,7 @@ from firstlight.functional import fisher_trace
 
 BATCHES = {"resnet18": 32, "resnet50": 16, "vit_tiny_patch16_224": 32, "convnext_atto": 32,
            "vit_small_patch16_224": 32}  # fmt: skip
-CHUNKS = (1, 4, 16)
+CHUNKS = (2, 8)
 
 
 class Sides:
@@ -112,10 +112,16 @@ def peak(name: str, side: str, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with torch.no_grad():
         sides.model.eval()(sides.inputs[:1])  # the libraries' own buffers
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before_kib = _status("VmRSS")
     for _ in range(2):
         getattr(sides, side)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 2**10
+    return (_status("VmHWM") - before_kib) / 2**10
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def measured(name: str, device: str, rounds: int) -> dict[str, str]:
@@ -155,7 +161,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    rows = [measured(n, options.device, options.rounds) for n in track(options.names, "networks")]
+    rows = []
+    for name in track(options.names, "networks"):
+        rows.append(measured(name, options.device, options.rounds))
+        print(rows[-1], flush=True)
     publish(
         "fisher_cost" if options.device == "cpu" else f"fisher_cost_{options.device}",
         "Cost of one Fisher trace at 224 px, as ratios: median of the rounds (lowest to highest)",
