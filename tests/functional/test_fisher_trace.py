@@ -380,6 +380,31 @@ def test_the_penalty_is_an_unbiased_estimate_of_the_trace():
     assert abs(float(draws.mean()) - want) < 4 * error and error < 0.03 * want
 
 
+def test_batch_gradients_are_those_of_some_labels():
+    """Oracle: all nine pairs of labels of two examples, from single-example gradients.
+
+    ``2 |(g_1 + g_2) / 2|^2`` of some pair is what every draw must be, of penalty and estimator.
+    """
+    net, x = network(classes=3), probe(2)
+    log_p = [net(x[[i, i]]).log_softmax(1)[0] for i in range(2)]
+    gradients = [
+        [torch.cat([g.flatten() for g in torch.autograd.grad(value, net.parameters(),
+                                                             retain_graph=True)])
+         for value in one] for one in log_p
+    ]  # fmt: skip
+    allowed = torch.stack([(a + b).square().sum() / 2 for a in gradients[0] for b in gradients[1]])
+    met = set()
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        penalty = fisher_penalty(net, x, generator=generator).detach()
+        estimate = fisher_trace(net, x, estimator="batch", generator=keyed_generator(seed)).value
+        for value in (float(penalty), estimate):
+            errors = (allowed / value - 1).abs()
+            assert float(errors.min()) < 1e-10
+            met.add(int(errors.argmin()))
+    assert len(met) > 4
+
+
 def test_the_penalty_can_be_differentiated():
     """Oracle: central differences along a random direction, the labels held by the seed."""
     net, x = network(), probe(8)
