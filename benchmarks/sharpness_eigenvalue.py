@@ -111,7 +111,7 @@ def counted(module: Any, name: str) -> Callable[[], int]:
         calls += 1
         return original(*args, **kwargs)
 
-    counting.counted = original  # type: ignore[attr-defined]
+    counting.counted = original  # type: ignore[attr-defined]  # for the next call of this
     setattr(module, name, counting)
     return lambda: calls
 

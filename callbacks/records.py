@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
-from torch import distributed
 
 from firstlight.functional.loaders import offered
+from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import fold_in, keyed_randomness
 from firstlight.runfolder import RunFolder, fingerprint, replacing
 
@@ -30,11 +30,8 @@ _folders: WeakKeyDictionary[Any, dict[str | None, RunFolder]] = WeakKeyDictionar
 
 def gather(value: Any) -> list[Any]:
     """Return every rank's value, in the order of ranks, on every rank. Collective."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
+    ranks = Ranks.current()
+    return ranks.gather({ranks.rank: value})
 
 
 @contextmanager

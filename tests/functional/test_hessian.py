@@ -4,41 +4,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from landscapes import COUNT, FIRST, Landscape
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.nn import functional as F
 
 from firstlight.functional.hessian import edge_of_stability, hessian_top_eigenvalue
 
-COUNT = torch.zeros(4, 1, dtype=torch.float64)
-FIRST = torch.zeros(4, dtype=torch.long)
-
-
-class Landscape(nn.Module):
-    """A model whose cross-entropy for class 0 is ``height(w)``, a positive number."""
-
-    def __init__(self, height, start):
-        super().__init__()
-        self.height, self.w = height, nn.Parameter(start.double())
-
-    def forward(self, x):
-        # log(1 + exp(z)) = h for z = log(exp(h) - 1)
-        logit = torch.log(torch.expm1(self.height(self.w)))
-        return torch.stack([torch.zeros_like(logit), logit]).expand(len(x), 2)
-
 
 def quadratic(hessian):
     start = torch.zeros(len(hessian)).double()
     return Landscape(lambda w: 10 + w.sum() + w @ hessian @ w / 2, start)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many tiny passes wait for one another's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

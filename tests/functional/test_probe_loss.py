@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from firstlight.functional import average_sharpness
 from firstlight.functional.probe_loss import ProbeLoss, require_positive
 from firstlight.functional.ranks import ALONE
 
@@ -40,15 +41,6 @@ class Restless(nn.Module):
     def forward(self, x):
         self.calls += 1
         return self.head(F.dropout(x, 0.5, training=True)) * self.calls
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Hundreds of tiny passes wait for one another's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -256,3 +248,26 @@ def test_logits_that_are_not_finite_are_refused():
 def test_only_positive_finite_numbers_pass(value):
     with pytest.raises(ValueError, match="rho must be positive and finite"):
         require_positive(rho=value)
+
+
+class Cached(nn.Module):
+    """Keeps what it made of a parameter from one call to the next in eval mode."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.linear, self.bias = nn.Linear(6, 3), nn.Parameter(torch.ones(3))
+        self.keeps, self.cache = keeps, {}
+
+    def forward(self, x):
+        if not self.keeps or "bias" not in self.cache:
+            self.cache["bias"] = self.bias.exp()
+        return self.linear(x) + self.cache["bias"] * x[:, :1]
+
+
+def test_what_a_model_keeps_between_calls_does_not_hide_that_weights_moved(data):
+    """Oracle: the same network that keeps nothing."""
+    x, y = data
+    free, keeping = Cached(False).double(), Cached(True).double()
+    keeping.load_state_dict(free.state_dict())
+    found = [average_sharpness(net, x, y, rho=0.3).value for net in (free, keeping)]
+    assert found[0] == found[1] != 0

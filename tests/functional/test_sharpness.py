@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from landscapes import COUNT, FIRST, Landscape
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,22 +14,6 @@ from firstlight.functional.probe_loss import ProbeLoss
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.sharpness import _Cloud, average_sharpness
 from firstlight.functional.worst_case import worst_case_sharpness
-
-COUNT = torch.zeros(4, 1, dtype=torch.float64)
-FIRST = torch.zeros(4, dtype=torch.long)
-
-
-class Landscape(nn.Module):
-    """A model whose cross-entropy for class 0 is ``height(w)``, a positive number."""
-
-    def __init__(self, height, start):
-        super().__init__()
-        self.height, self.w = height, nn.Parameter(start.double())
-
-    def forward(self, x):
-        # log(1 + exp(z)) = h for z = log(exp(h) - 1)
-        logit = torch.log(torch.expm1(self.height(self.w)))
-        return torch.stack([torch.zeros_like(logit), logit]).expand(len(x), 2)
 
 
 def linear(slope, start):
@@ -45,15 +30,6 @@ def symmetric(size, seed=0):
     torch.manual_seed(seed)
     a = torch.randn(size, size, dtype=torch.float64)
     return (a + a.T) / 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Hundreds of tiny passes wait for one another's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,26 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from landscapes import COUNT, FIRST, Landscape
 from torch import nn
 from torch.nn import functional as F
 
 from firstlight.functional.worst_case import _checkpoints, worst_case_sharpness
-
-COUNT = torch.zeros(4, 1, dtype=torch.float64)
-FIRST = torch.zeros(4, dtype=torch.long)
-
-
-class Landscape(nn.Module):
-    """A model whose cross-entropy for class 0 is ``height(w)``, a positive number."""
-
-    def __init__(self, height, start):
-        super().__init__()
-        self.height, self.w = height, nn.Parameter(start.double())
-
-    def forward(self, x):
-        # log(1 + exp(z)) = h for z = log(exp(h) - 1)
-        logit = torch.log(torch.expm1(self.height(self.w)))
-        return torch.stack([torch.zeros_like(logit), logit]).expand(len(x), 2)
 
 
 def quadratic(slope, hessian, start):
@@ -43,15 +28,6 @@ def maximum_in_a_ball(slope, hessian, radius):
         low, high = (middle, high) if longer else (low, middle)
     e = vectors @ (turned / (high - values))
     return (slope @ e + e @ hessian @ e / 2).item()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Hundreds of tiny passes wait for one another's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

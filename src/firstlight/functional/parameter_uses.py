@@ -146,7 +146,7 @@ class ParameterUses(TorchFunctionMode):
             if (listening := alive()) is not None:
                 listening.receive(g.detach())
 
-        output.register_hook(receive)  # type: ignore[no-untyped-call]
+        output.register_hook(receive)  # type: ignore[no-untyped-call]  # untyped in torch
 
     def choose(self, layouts: list[str]) -> str:
         """Return the layout of the next use."""

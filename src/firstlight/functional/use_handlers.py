@@ -36,7 +36,9 @@ def _linear_like(
             made = kernels.linear_gradients(split(a)[rows], split(g)[rows])
             return made.transpose(1, 2) if transposed else made
 
-        norms = lambda g: kernels.linear_norms(split(a), split(g))  # noqa: E731
+        def norms(g: Tensor) -> Tensor:
+            return kernels.linear_norms(split(a), split(g))
+
         operands.append(Operand(weight, gradients, norms))
     if bias is not None and join.is_learned(bias):
         operands.append(Operand(bias, lambda g, rows: split(g)[rows].sum(1)))
