@@ -30,6 +30,11 @@ from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
+from firstlight.functional.unfreezing_interval import (
+    StabilityRule,
+    UnfreezingInterval,
+    unfreezing_interval,
+)
 from firstlight.functional.worst_case import worst_case_sharpness
 
 __all__ = [
@@ -40,7 +45,9 @@ __all__ = [
     "Ranks",
     "Sharpness",
     "ShotGroups",
+    "StabilityRule",
     "TopEigenvalue",
+    "UnfreezingInterval",
     "average_sharpness",
     "confusion_pairs",
     "cutmix",
@@ -63,6 +70,7 @@ __all__ = [
     "shot_groups",
     "stratified_split",
     "summarise_classes",
+    "unfreezing_interval",
     "untouched_batch_norms",
     "warm_batch_norm",
     "wilson_interval",
