@@ -1,6 +1,7 @@
 """WHEN it happens in a run: thin Lightning callbacks for anybody's trainer."""
 
 from firstlight.callbacks.fisher_trace import FisherTraceMonitor
+from firstlight.callbacks.gradual_unfreezing import GradualUnfreezing
 from firstlight.callbacks.per_class import PerClassMonitor
 from firstlight.callbacks.prediction_writer import PredictionWriter
 from firstlight.callbacks.probe import ProbeMonitor
@@ -8,6 +9,7 @@ from firstlight.callbacks.sharpness import SharpnessMonitor
 
 __all__ = [
     "FisherTraceMonitor",
+    "GradualUnfreezing",
     "PerClassMonitor",
     "PredictionWriter",
     "ProbeMonitor",

@@ -1,7 +1,7 @@
 """A LightningModule as measurements need it: inputs to plain logits, and afterwards as it was."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from firstlight.callbacks.batches import (
     attached_logits,
     unseen_by_taps,
 )
-from firstlight.functional import parameter_blocks
 from firstlight.functional.batches import describe
 from firstlight.functional.measuring import measuring
 from firstlight.functional.ranks import Ranks
@@ -184,24 +183,3 @@ def _take_buffers_of_first_rank(module: nn.Module, ranks: Ranks) -> None:
         for name, buffer in module.named_buffers():
             if name in sent[0]:
                 buffer.copy_(sent[0][name])
-
-
-def blocks_of(module: nn.Module, *, coarse: bool = True) -> dict[str, list[str]]:
-    """Return `parameter_blocks` of the backbone in a LightningModule, by the module's own names.
-
-    The backbone is the module itself, or the one child that holds all parameters, and so on until
-    one knows its own groups (timm's ``group_matcher``) or holds them in several children.
-    """
-    prefix = ""
-    count = len(list(module.parameters()))
-    while not hasattr(module, "group_matcher"):
-        holders = [
-            (name, child)
-            for name, child in module.named_children()
-            if len(list(child.parameters())) == count
-        ]
-        if len(holders) != 1 or isinstance(holders[0][1], nn.ModuleList | nn.ModuleDict):
-            break
-        prefix, module = f"{prefix}{holders[0][0]}.", holders[0][1]
-    found: Mapping[str, list[str]] = parameter_blocks(module, coarse=coarse)
-    return {block: [prefix + name for name in names] for block, names in found.items()}

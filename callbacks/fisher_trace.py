@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.batches import Adapter
-from firstlight.callbacks.classifier_view import ClassifierView, blocks_of
+from firstlight.callbacks.classifier_view import ClassifierView
 from firstlight.callbacks.measurements import Measurement
+from firstlight.callbacks.module_blocks import blocks_of
 from firstlight.callbacks.presets import settled
 from firstlight.callbacks.probe import DEFAULT_SCHEDULE, ProbeMonitor
 from firstlight.functional.fisher_trace import Estimator, FisherTrace, fisher_trace

@@ -19,13 +19,13 @@ from firstlight.callbacks.schedule import (
     averages_weights,
     ends_with_this_epoch,
 )
+from firstlight.callbacks.strategies import refuse_sharded
 from firstlight.functional.measurement_schedule import MeasurementSchedule, Steps
 from firstlight.functional.measuring import untouched_batch_norms
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import resolve_seed
 
 DEFAULT_SCHEDULE: Steps = ((0, 10), (500, 500))
-_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
 class ProbeMonitor(ProbeMeasure, Callback):
@@ -137,13 +137,10 @@ class ProbeMonitor(ProbeMeasure, Callback):
         """
         if stage != "fit":
             return
-        kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
-        if any(part in kind for kind in kinds for part in _SHARDED):
-            raise ValueError(
-                f"{self._who} needs the whole module in every process, but {kinds[0]} splits it. "
-                "Train with strategy='ddp', or measure the checkpoints afterwards: firstlight "
-                "measure"
-            )
+        refuse_sharded(
+            trainer, self._who,
+            "Train with strategy='ddp', or measure the checkpoints afterwards: firstlight measure",
+        )  # fmt: skip
         others = [c for c in _monitors(trainer) if c is not self and c.name == self.name]
         if others:
             raise ValueError(
@@ -170,10 +167,7 @@ class ProbeMonitor(ProbeMeasure, Callback):
         view = self._view_of(pl_module)
         self._targets, note, width = checked_targets(view, probe.inputs, probe.targets)
         self._log = view.log
-        line = opening_line(
-            trainer, self._who, self.name, self.schedule, probe.source, probe.size,
-            self.passes(width),
-        )  # fmt: skip
+        line = self.opening(trainer, probe, width)
         for message in (line, *probe.notes, note, *self._warnings(pl_module)):
             if message:
                 self._say_once(trainer, message)
@@ -182,6 +176,13 @@ class ProbeMonitor(ProbeMeasure, Callback):
         self._watch.restore(before.get("rates", {}))
         if before.get("probe") not in (None, probe.fingerprint):
             self._changed_probe(trainer)
+
+    def opening(self, trainer: Any, probe: ProbeSet, width: int) -> str:
+        """Say what will be measured, when, on what, and at what cost."""
+        return opening_line(
+            trainer, self._who, self.name, self.schedule, probe.source, probe.size,
+            self.passes(width),
+        )  # fmt: skip
 
     def _warnings(self, pl_module: Any) -> list[str]:
         untouched = untouched_batch_norms(pl_module)
@@ -200,17 +201,7 @@ class ProbeMonitor(ProbeMeasure, Callback):
             f"{self._who}: {reason}: numbers from here on cannot be compared with earlier ones. "
             "Resume with the same data, probe_size and seed to have one series.",
         )
-        self._event(trainer, "probe", "", reason)
-
-    def _event(self, trainer: Any, kind: str, block: str, reason: str) -> None:
-        if self.records.folder is not None:
-            self.records.folder.write(
-                "events",
-                {"kind": [kind], "block": [block], "reason": [reason]},
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                split=kind,  # a part of its own, beside those of other callbacks
-            )
+        self.records.event(trainer, "probe", [""], [reason])
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Measure, if a measurement is due. Collective."""
@@ -234,7 +225,7 @@ class ProbeMonitor(ProbeMeasure, Callback):
         self._seen = now
         jump = self._watch.look(trainer.optimizers)
         if jump is not None:
-            self._event(trainer, "lr", **jump)
+            self.records.event(trainer, "lr", [jump["block"]], [jump["reason"]])
         if due:
             self._measure(trainer, pl_module, now)
 

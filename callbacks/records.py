@@ -145,6 +145,32 @@ class RunRecords:
         if self.folder is not None:
             self.folder.update(status=status)
 
+    def event(
+        self,
+        trainer: Any,
+        kind: str,
+        blocks: list[str],
+        reasons: list[str],
+        trainable: int | None = None,
+    ) -> None:
+        """Write what happens before the next update into the table ``events``.
+
+        Args:
+            trainer: says when.
+            kind: of the event; each kind has a part of its own, beside those of other callbacks.
+            blocks: one row each.
+            reasons: of each row.
+            trainable: numbers that are trained from now on.
+        """
+        if self.folder is not None:
+            self.folder.write(
+                "events",
+                {"kind": kind, "block": blocks, "reason": reasons, "trainable": trainable},
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                split=kind,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"run_dir": None if self.folder is None else str(self.folder.path)}

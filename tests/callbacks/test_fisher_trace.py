@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from firstlight.callbacks import FisherTraceMonitor
-from firstlight.callbacks.classifier_view import blocks_of
+from firstlight.callbacks.module_blocks import blocks_of
 from firstlight.callbacks.probe_report import training_share
 from firstlight.lightning_modules import ImageClassifier
 from firstlight.runfolder import RunFolder

@@ -98,7 +98,7 @@ class StabilityRule:
         for index in range(onset, len(moves) - self.quiet + 1):
             if (moves[index : index + self.quiet] <= self.tolerance).all():
                 return self._interval(index, True, _SETTLED)
-        return self._interval(self.longest // self.every, False, _NEVER)
+        return self._interval(self.longest // self.every, False, NOT_SETTLED)
 
     def online(self, signal: Sequence[float]) -> UnfreezingInterval | None:
         """Say, after the latest sample, whether to thaw now; None to go on waiting.
@@ -120,7 +120,7 @@ class StabilityRule:
             if onset is not None and onset <= first and quiet:
                 return self._interval(last, True, _SETTLED)
         if last * self.every >= self.longest:
-            return self._interval(last, False, _NEVER)
+            return self._interval(last, False, NOT_SETTLED)
         return None
 
     def _moves(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -142,7 +142,7 @@ class StabilityRule:
 
 _SETTLED = "the signal passed its transient and settled"
 _NOTHING_MOVED = "the signal never moved by more than the tolerance: an eighth of the longest"
-_NEVER = "the signal did not settle: the longest interval"
+NOT_SETTLED = "the signal did not settle: the longest interval"
 
 
 def unfreezing_interval(
