@@ -143,6 +143,11 @@ class GradualUnfreezing(Callback):
 
     # ------------------------------------------------------------- checkpoints
 
+    @property
+    def state_key(self) -> str:
+        """Unique per interval, so that a second one is refused here and not by the trainer."""
+        return self._generate_state_key(interval=self.interval)
+
     def state_dict(self) -> dict[str, Any]:
         """The plan, what was opened when, the decision, and the signal so far."""
         return {
@@ -198,7 +203,8 @@ class GradualUnfreezing(Callback):
         self._openings = self._planned(trainer, pl_module, length)
         if before:
             check_resumed(before, self._plan(), self._openings, self._who)
-        check_end(self._openings, length.steps, self._who)
+        if not trainer.fast_dev_run:
+            check_end(self._openings, length.steps, self._who)
         plan = timetable(self._start, self._openings, self._order, length, frozen.sizes)
         say(trainer, f"{self._who}: {plan}")
         if frozen.apply(self._open):

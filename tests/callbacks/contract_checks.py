@@ -103,6 +103,21 @@ def _equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+class Stopped(Exception):
+    """A run ended by `StopsAt`."""
+
+
+class StopsAt(L.Callback):
+    """Ends a run at a step, after the checkpoint of the update before."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Stopped
+
+
 class DrawsARandomNumber(L.Callback):
     """Broken: moves the random state."""
 

@@ -6,7 +6,7 @@ A new callback joins by one line of CALLBACKS; the tests of test_contract.py the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import pytorch_lightning
@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from firstlight.callbacks import (
     FisherTraceMonitor,
+    GradualUnfreezing,
     PerClassMonitor,
     ProbeMonitor,
     SharpnessMonitor,
 )
+from firstlight.functional import StabilityRule
 from firstlight.lightning_modules import ImageClassifier
 
 CLASSES, EXAMPLES, BATCH = 3, 37, 8  # 37 divides neither by the batch nor by two ranks
@@ -231,6 +233,7 @@ class ModuleCase:
     trainer: Callable[..., Any] = L.Trainer
     compiled: bool = False
     accumulate: int = 1
+    blocks: int = 1  # below the head
 
     def loader(self, shuffle: bool = False) -> DataLoader:
         return DataLoader(self.data(), BATCH, shuffle=shuffle)
@@ -247,7 +250,7 @@ MODULES: Mapping[str, ModuleCase] = {
     "manual optimisation": ModuleCase(Manual),
     "compiled": ModuleCase(TupleBatch, compiled=True),
     "text": ModuleCase(Text, Tokens),
-    "ImageClassifier": ModuleCase(Ours),
+    "ImageClassifier": ModuleCase(Ours, blocks=4),
     "pytorch_lightning": ModuleCase(OtherPackage, trainer=pytorch_lightning.Trainer),
 }
 
@@ -263,28 +266,46 @@ class CallbackCase:
         keys: scalars that must be in callback_metrics after a fit.
         refused: bad constructor arguments, and a pattern of the message.
         table: of the run folder.
-        steps: the steps that the table must hold, of those at which epochs ended and all that
-            there were.
-        probes: whether it measures a fixed probe set in a fit, and nothing in an evaluation.
+        other: arguments under which a second instance may run beside the first; None where two
+            cannot be.
+        steps: the steps that the table must hold, of those at which epochs ended, all that there
+            were, and the number of blocks below the head.
+        kind: an ``evaluator`` watches evaluations, a ``probe`` measures fixed examples in a fit,
+            a ``trainer`` changes training, as it announces.
+        neutral: arguments under which a trainer has nothing to change.
     """
 
     build: Callable[..., Any]
     keys: tuple[str, ...]
     refused: tuple[tuple[dict[str, Any], str], ...]
     table: str
-    other: dict[str, Any] = field(default_factory=dict)
-    steps: Callable[[list[int], list[int]], list[int]] = lambda ends, every: ends
-    probes: bool = False
+    other: dict[str, Any] | None = field(default_factory=dict)
+    steps: Callable[[list[int], list[int], int], list[int]] = lambda ends, every, blocks: ends
+    kind: Literal["evaluator", "probe", "trainer"] = "evaluator"
+    neutral: dict[str, Any] = field(default_factory=dict)
 
 
 DUE = (0, 2, 4, 5, 10, 15, 20)
 PROBE = {"every_n_train_steps": [[0, 2], [5, 5]], "probe_size": 13, "probe_batch_size": 5}
 
 
-def due(ends: list[int], every: list[int]) -> list[int]:
+def due(ends: list[int], every: list[int], blocks: int) -> list[int]:
     """Each step of the schedule above, or the first after it where the count jumps."""
     found = [next((step for step in every if step >= wanted), None) for wanted in DUE]
     return sorted({step for step in found if step is not None})
+
+
+LONGEST = 4
+UNFREEZING = {
+    "rule": StabilityRule(every=1, window=1, quiet=1, longest=LONGEST), "probe_size": 13,
+}  # fmt: skip
+
+
+def thaws(ends: list[int], every: list[int], blocks: int) -> list[int]:
+    """The signal cannot settle so early: a block opens at each multiple of the longest interval."""
+    interval = min(LONGEST, ends[-1] // 2 // blocks)
+    first = next(step for step in every if step >= interval)
+    return [step for step in every if step % first == 0][1 : blocks + 1]
 
 
 def loss_and_logits(model: nn.Module, inputs: Any, targets: torch.Tensor) -> dict[str, Any]:
@@ -335,7 +356,7 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         table="probe",
         other={"name": "second"},
         steps=due,
-        probes=True,
+        kind="probe",
     ),
     "FisherTraceMonitor": CallbackCase(
         build=lambda **kw: FisherTraceMonitor(**{**PROBE, **kw}),
@@ -355,7 +376,7 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         table="fisher_trace",
         other={"name": "second"},
         steps=due,
-        probes=True,
+        kind="probe",
     ),
     "SharpnessMonitor": CallbackCase(
         build=lambda **kw: SharpnessMonitor(**{**PROBE, "draws": 4, **kw}),
@@ -375,6 +396,31 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         table="sharpness",
         other={"name": "second"},
         steps=due,
-        probes=True,
+        kind="probe",
+    ),
+    "GradualUnfreezing": CallbackCase(
+        build=lambda **kw: GradualUnfreezing(**{**UNFREEZING, **kw}),
+        keys=("unfreezing/open_blocks", "unfreezing/trainable_parameters", "unfreezing/signal"),
+        refused=(
+            ({"interval": 0}, "at least 1 step"),
+            ({"interval": "soon"}, "'2 epochs'.*or one of auto, pilot, random"),
+            ({"interval": 2.5}, "a number of optimiser steps"),
+            ({"order": "sideways"}, "order must be one of"),
+            ({"schedule": [[0]]}, "schedule is a list of pairs"),
+            ({"schedule": [[0, "stem"]], "interval": 5}, "takes the place of interval"),
+            ({"start": -1}, "start is a block's name, or a number"),
+            ({"start": True}, "start is a block's name, or a number"),
+            ({"blocks": "all"}, "'coarse', 'fine', or a mapping"),
+            ({"batch_norm": "frozen"}, "batch_norm must be one of auto, eval, train"),
+            ({"lr_scale": 0}, "lr_scale must be above 0"),
+            ({"lr_scale": float("nan")}, "lr_scale must be above 0"),
+            ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+            ({"probe_size": 0}, "probe_size must be at least 1"),
+        ),
+        table="events",
+        other=None,
+        steps=thaws,
+        kind="trainer",
+        neutral={"start": "stem"},
     ),
 }

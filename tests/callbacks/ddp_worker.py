@@ -110,14 +110,16 @@ def main(folder: Path) -> None:
     for name, callback in CALLBACKS.items():
         for module in MODULES_RUN:
             case, root = MODULES[module], folder / f"{name}-{module}"
-            if callback.probes:
+            if callback.kind == "probe":
                 seen[name, module, "fit"] = probed(case, root, callback.build)
                 continue
             seen[name, module, "fit"] = trained(case, root, [callback.build()])
+            if callback.kind == "trainer":
+                continue
             seen[name, module, "validate"] = validated(
                 case, root / "validate", callback.build(), case.loader(), **DDP
             )
-        if callback.probes:
+        if callback.kind != "evaluator":
             continue
         case = MODULES["tuple batch"]
         seen[name, "uneven"] = validated(

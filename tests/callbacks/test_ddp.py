@@ -15,10 +15,10 @@ pytestmark = pytest.mark.xdist_group("ddp")  # one worker: the processes are sta
 both = pytest.mark.parametrize("module", ddp_worker.MODULES_RUN)
 every_callback = pytest.mark.parametrize("name", CALLBACKS)
 every_evaluator = pytest.mark.parametrize(
-    "name", [name for name, callback in CALLBACKS.items() if not callback.probes]
+    "name", [name for name, callback in CALLBACKS.items() if callback.kind == "evaluator"]
 )
 every_probe = pytest.mark.parametrize(
-    "name", [name for name, callback in CALLBACKS.items() if callback.probes]
+    "name", [name for name, callback in CALLBACKS.items() if callback.kind == "probe"]
 )
 
 

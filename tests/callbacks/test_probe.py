@@ -23,7 +23,7 @@ from firstlight.runfolder import RunFolder
 
 CASE = MODULES["tuple batch"]
 EVERYTHING = (Images().images, torch.tensor(Images().targets))
-PROBES = [name for name, callback in CALLBACKS.items() if callback.probes]
+PROBES = [name for name, callback in CALLBACKS.items() if callback.kind == "probe"]
 every_probe = pytest.mark.parametrize("name", PROBES)
 
 

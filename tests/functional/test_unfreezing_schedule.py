@@ -18,7 +18,7 @@ LENGTH = RunLength(1000, 40)
 
 
 def algorithm_1(blocks, interval, steps):
-    """The published loop: before step i = 1, 2, ..., open the next block if i mod k = 0, i <= kL."""
+    """The published loop: before step i = 1, 2, ... a block opens if i mod k = 0 and i <= k L."""
     closed, opened, history = list(blocks), set(), []
     for i in range(1, steps + 1):
         if i % interval == 0 and i <= interval * len(blocks):
