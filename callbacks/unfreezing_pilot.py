@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 
 from firstlight.callbacks.frozen_blocks import FrozenBlocks
 from firstlight.callbacks.probe_report import progress
@@ -16,7 +16,7 @@ from firstlight.functional.unfreezing_interval import StabilityRule, UnfreezingI
 _ACCELERATORS = {"cuda": "gpu"}
 
 
-class HeadPilot(Callback):
+class HeadPilot:
     """Trains a copy with these blocks open alone, sampling a signal, and stops in time.
 
     Args:
@@ -34,6 +34,13 @@ class HeadPilot(Callback):
         self.tick: Callable[[], None] = lambda: None
         self.signal: Signal
         self._frozen: FrozenBlocks
+
+    @property
+    def hooks(self) -> LambdaCallback:
+        """What a trainer calls."""
+        return LambdaCallback(
+            on_train_start=self.on_train_start, on_train_batch_start=self.on_train_batch_start
+        )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Freeze, and gather the probe."""
@@ -90,7 +97,7 @@ def run_pilot(
         precision=trainer.precision, max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps, accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val, limit_val_batches=0, logger=False,
-        gradient_clip_algorithm=trainer.gradient_clip_algorithm, callbacks=[pilot],
+        gradient_clip_algorithm=trainer.gradient_clip_algorithm, callbacks=[pilot.hooks],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=trainer.default_root_dir,
     )  # fmt: skip
@@ -99,7 +106,7 @@ def run_pilot(
         _serving(trainer.datamodule, inner),
         progress(trainer, "pilot", batches) as pilot.tick,
     ):
-        inner.fit(twin, train_dataloaders=trainer.train_dataloader)
+        inner.fit(twin, trainer.train_dataloader, val_dataloaders=[])
     return rule.offline([value for _, value in pilot.signal.samples])
 
 

@@ -108,14 +108,14 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     seen = {}
     for name, callback in CALLBACKS.items():
-        if callback.kind == "trainer":
-            continue  # to be run on two processes by tests of its own
         for module in MODULES_RUN:
             case, root = MODULES[module], folder / f"{name}-{module}"
             if callback.kind == "probe":
                 seen[name, module, "fit"] = probed(case, root, callback.build)
                 continue
             seen[name, module, "fit"] = trained(case, root, [callback.build()])
+            if callback.kind == "trainer":
+                continue
             seen[name, module, "validate"] = validated(
                 case, root / "validate", callback.build(), case.loader(), **DDP
             )

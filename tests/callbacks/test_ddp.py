@@ -13,9 +13,7 @@ from firstlight.runfolder import RunFolder
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one worker: the processes are started once
 both = pytest.mark.parametrize("module", ddp_worker.MODULES_RUN)
-every_callback = pytest.mark.parametrize(
-    "name", [name for name, callback in CALLBACKS.items() if callback.kind != "trainer"]
-)
+every_callback = pytest.mark.parametrize("name", CALLBACKS)
 every_evaluator = pytest.mark.parametrize(
     "name", [name for name, callback in CALLBACKS.items() if callback.kind == "evaluator"]
 )

@@ -1,0 +1,115 @@
+"""What GradualUnfreezing does beyond the contract of every callback."""
+
+import contract_checks as checks
+import pytest
+import torch
+from contract_table import MODULES
+
+from firstlight.callbacks import GradualUnfreezing
+from firstlight.functional import StabilityRule
+
+RULE = StabilityRule(every=1, window=1, quiet=1, longest=6)
+
+
+def end_of(root, module="ImageClassifier", **arguments):
+    callback = GradualUnfreezing(**{"probe_size": 13, **arguments})
+    _, trained = checks.fit(MODULES[module], root, [callback], epochs=5)
+    return callback, trained.state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_pilot_leaves_no_trace_but_the_interval(tmp_path):
+    """Bitwise the run whose interval was known from the start; random numbers and data included."""
+    piloted, end = end_of(tmp_path / "pilot", interval="pilot", rule=RULE)
+    interval = piloted._decision.steps
+    assert same(end, end_of(tmp_path / "known", interval=interval)[1])
+    assert not same(end, end_of(tmp_path / "other", interval=interval + 1)[1])
+
+
+def test_watching_a_signal_leaves_no_trace(tmp_path):
+    """Bitwise the run whose openings were known from the start."""
+    watched, end = end_of(tmp_path / "auto", rule=RULE)
+    schedule = [[one.step, one.block] for one in watched._openings]
+    assert len(schedule) == 4
+    assert same(end, end_of(tmp_path / "known", schedule=schedule)[1])
+
+
+def test_a_pilot_too_short_to_judge_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gives 1 samples, one every 10 steps"):
+        end_of(tmp_path, interval="pilot")
+
+
+def test_an_interval_that_does_not_fit_is_refused_with_one_that_does(tmp_path):
+    with pytest.raises(ValueError, match="the run ends after 25: interval=6 is the longest"):
+        end_of(tmp_path, interval=7)
+    end_of(tmp_path, interval=6)
+
+
+class FrozenAreUntouched(checks.L.Callback):
+    """Keeps the network as it was at each update, beside what was open then."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        self.seen.append((trainer.global_step, state))
+
+
+def test_frozen_parameters_and_statistics_do_not_move_until_their_step(tmp_path):
+    """With momentum and weight decay on; every block moves with the update after its opening."""
+    watch = FrozenAreUntouched()
+    callback = GradualUnfreezing(interval=4, batch_norm="eval")
+    checks.fit(MODULES["ImageClassifier"], tmp_path, [callback, watch], epochs=5)
+    names = {block: f"model.{block}." for block in ("layer3", "layer2", "layer1")}
+    steps = {"layer3": 3, "layer2": 7, "layer1": 11}
+    before = watch.seen[0][1]
+    for step, state in watch.seen[1:]:
+        for block, prefix in names.items():
+            keys = [key for key in state if key.startswith(prefix) and "num_batches" not in key]
+            still = all(torch.equal(state[key], before[key]) for key in keys)
+            assert still == (step <= steps[block]), (block, step)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.1])
+def test_scaled_updates_are_those_of_a_scaled_rate(scale, tmp_path):
+    """Of all but the head: the same run with the optimiser's own rate scaled, on one block."""
+    ends = []
+    for label in ("scaled", "rate"):
+        case = MODULES["tuple batch"]
+        arguments = {"schedule": [[0, "stem"]], "batch_norm": "train"}
+        if label == "scaled":
+            arguments["lr_scale"] = scale
+        rate = None if label == "scaled" else SetRate(scale)
+        callbacks = [GradualUnfreezing(**arguments), *([rate] if rate else [])]
+        _, module = checks.fit(case, tmp_path / label, callbacks)
+        ends.append(module.state_dict())
+    for key in ends[0]:
+        assert torch.allclose(ends[0][key], ends[1][key], rtol=1e-5, atol=1e-6), key
+
+
+class SetRate(checks.L.Callback):
+    """Gives the stem a group and a rate of its own."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def on_train_start(self, trainer, pl_module):
+        (group,) = trainer.optimizers[0].param_groups
+        head = set(pl_module.net[-1].parameters())
+        stem = [p for p in group["params"] if p not in head]
+        rest = {key: value for key, value in group.items() if key not in ("params", "lr")}
+        group["params"] = list(head)
+        trainer.optimizers[0].add_param_group(
+            {"params": stem, "lr": group["lr"] * self.scale, **rest}
+        )
+
+
+def test_all_is_trainable_again_after_the_fit(tmp_path):
+    case = MODULES["ImageClassifier"]
+    _, module = checks.fit(case, tmp_path, [GradualUnfreezing(schedule=[[2, "layer3"]])])
+    assert all(p.requires_grad for p in module.parameters())
+    assert all(m.training for m in module.modules())
