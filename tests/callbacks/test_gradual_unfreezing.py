@@ -113,3 +113,18 @@ def test_all_is_trainable_again_after_the_fit(tmp_path):
     _, module = checks.fit(case, tmp_path, [GradualUnfreezing(schedule=[[2, "layer3"]])])
     assert all(p.requires_grad for p in module.parameters())
     assert all(m.training for m in module.modules())
+
+
+def test_blocks_may_be_given(tmp_path):
+    blocks = {"body": r"model\.(conv1|bn1|layer)", "head": ["model.linear"]}
+    callback = GradualUnfreezing(interval=4, blocks=blocks)
+    checks.fit(MODULES["ImageClassifier"], tmp_path, [callback], epochs=5)
+    assert callback._opened == {"body": 3}
+
+
+def test_blocks_that_leave_parameters_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="in no block"):
+        checks.fit(
+            MODULES["ImageClassifier"], tmp_path,
+            [GradualUnfreezing(blocks={"head": ["model.linear"]})],
+        )  # fmt: skip
