@@ -52,6 +52,8 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/fisher_peers.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/sharpness_eigenvalue.py
+	$(BIN)/python benchmarks/block_families.py
+	$(BIN)/python benchmarks/unfreezing.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

@@ -116,7 +116,7 @@ def test_all_is_trainable_again_after_the_fit(tmp_path):
 
 
 def test_blocks_may_be_given(tmp_path):
-    blocks = {"body": r"model\.(conv1|bn1|layer)", "head": ["model.linear"]}
+    blocks = {"body": r"model\.(conv1|bn1|layer)", "head": ["model.fc"]}
     callback = GradualUnfreezing(interval=4, blocks=blocks)
     checks.fit(MODULES["ImageClassifier"], tmp_path, [callback], epochs=5)
     assert callback._opened == {"body": 3}
@@ -126,5 +126,5 @@ def test_blocks_that_leave_parameters_out_are_refused(tmp_path):
     with pytest.raises(ValueError, match="in no block"):
         checks.fit(
             MODULES["ImageClassifier"], tmp_path,
-            [GradualUnfreezing(blocks={"head": ["model.linear"]})],
+            [GradualUnfreezing(blocks={"head": ["model.fc"]})],
         )  # fmt: skip
