@@ -143,11 +143,6 @@ class GradualUnfreezing(Callback):
 
     # ------------------------------------------------------------- checkpoints
 
-    @property
-    def state_key(self) -> str:
-        """Unique per interval, so that a second one is refused here and not by the trainer."""
-        return self._generate_state_key(interval=self.interval)
-
     def state_dict(self) -> dict[str, Any]:
         """The plan, what was opened when, the decision, and the signal so far."""
         return {
@@ -166,10 +161,11 @@ class GradualUnfreezing(Callback):
         self.records.load_state_dict(state_dict)
         self._restored = state_dict
 
-    def _plan(self) -> dict[str, Any]:
-        """What a resumed run must not change."""
-        sizes = {} if self._frozen is None else self._frozen.sizes
-        return {"blocks": sizes, "start": self._start, "order": self._order}
+    def _plan(self) -> dict[str, Any] | None:
+        """What a resumed run must not change; None before there is a plan."""
+        if self._frozen is None:
+            return None
+        return {"blocks": self._frozen.sizes, "start": self._start, "order": self._order}
 
     # ------------------------------------------------------------- hooks
 
@@ -202,7 +198,7 @@ class GradualUnfreezing(Callback):
         length = run_length(trainer)
         self._openings = self._planned(trainer, pl_module, length)
         if before:
-            check_resumed(before, self._plan(), self._openings, self._who)
+            check_resumed(before, self._plan() or {}, self._openings, self._who)
         if not trainer.fast_dev_run:
             check_end(self._openings, length.steps, self._who)
         plan = timetable(self._start, self._openings, self._order, length, frozen.sizes)

@@ -18,7 +18,7 @@ from firstlight.functional.unfreezing_schedule import (
 FOUND = ("auto", "pilot", "random")
 """Intervals that are not given but found."""
 
-_OTHERS = ("BaseFinetuning", "FinetuningScheduler", "GradualUnfreezing")
+_OTHERS = ("BaseFinetuning", "FinetuningScheduler")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def refuse_others(trainer: Any, own: Any) -> None:
-    """Refuse a second callback that freezes.
+    """Refuse another callback that freezes; a second of the same kind Lightning refuses itself.
 
     Raises:
         ValueError: naming it.

@@ -46,11 +46,11 @@ def _worst(view: Any, inputs: Any, targets: Tensor, seed: int, **where: Any) -> 
 
 
 MEASURED: dict[str, tuple[Callable[..., float], float]] = {
-    "fisher_trace": (_fisher, 1),  # its closed form, while only a linear head is trained
+    "fisher_trace": (_fisher, 3),  # 1 in closed form, while a linear head is all that is trained
     "average_sharpness": (_average, 18),
     "worst_case_sharpness": (_worst, 46),
 }
-"""Signals measured here, and their passes over the probe (a forward is 1, a backward 2)."""
+"""Signals measured here, and their most passes over the probe (a forward is 1, a backward 2)."""
 
 
 class ProbeSignal(ProbeMonitor):
@@ -89,7 +89,7 @@ class ProbeSignal(ProbeMonitor):
         return (
             f"{self._owner} watches {self.signal} on {probe.size} examples of {probe.source} "
             f"every {self.rule.every} steps until it settles, at most {self.rule.longest} steps; "
-            f"each time costs {self.passes(width):.3g} passes over them (a forward is 1, a "
+            f"each time costs at most {self.passes(width):.3g} passes over them (a forward is 1, a "
             "backward 2)."
         )
 

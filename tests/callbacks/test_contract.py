@@ -83,7 +83,7 @@ def test_two_instances_and_safe_checkpoints(name, tmp_path):
     kept = [key for key in saved["callbacks"] if key.startswith(name)]
     assert len(kept) == len(together) - 1
     if other is None:
-        with pytest.raises(ValueError, match=f"{name} and {name} would both"):
+        with pytest.raises(RuntimeError, match=f"more than one stateful callback of type `{name}`"):
             checks.fit(MODULES["tuple batch"], tmp_path, [build(), build(interval=2)])
 
 

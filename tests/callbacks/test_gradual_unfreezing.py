@@ -1,12 +1,17 @@
 """What GradualUnfreezing does beyond the contract of every callback."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import MODULES
+from contract_table import MODULES, Images, ModuleCase, Text, Tokens, TupleBatch
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from firstlight.callbacks import GradualUnfreezing
-from firstlight.functional import StabilityRule
+from firstlight.functional import StabilityRule, average_sharpness, worst_case_sharpness
 
 RULE = StabilityRule(every=1, window=1, quiet=1, longest=6)
 
@@ -128,3 +133,135 @@ def test_blocks_that_leave_parameters_out_are_refused(tmp_path):
             MODULES["ImageClassifier"], tmp_path,
             [GradualUnfreezing(blocks={"head": ["model.fc"]})],
         )  # fmt: skip
+
+
+def test_intervals_in_epochs_open_with_an_epoch(tmp_path):
+    callback, _ = end_of(tmp_path, interval="1 epoch")
+    assert callback._opened == {"layer3": 5, "layer2": 10, "layer1": 15, "stem": 20}
+
+
+class Detached(TupleBatch):
+    """Its loss does not reach the body."""
+
+    def logits(self, batch):
+        return self.net[-1](self.net[:-1](batch[0]).detach())
+
+
+class HeadOnly(TupleBatch):
+    """Its optimiser holds the head alone."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net[-1].parameters(), 0.05)
+
+
+class StandsStill(TupleBatch):
+    """Learns nothing: what moves is BatchNorm's statistics."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def test_a_block_without_gradients_ends_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match="opened 'stem' at step 1, but no gradient has reached"):
+        checks.fit(ModuleCase(Detached), tmp_path, [GradualUnfreezing(interval=2)], epochs=5)
+
+
+def test_a_block_in_no_optimiser_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no optimiser holds.*'stem' \(net.0.weight, ...\)"):
+        checks.fit(ModuleCase(HeadOnly), tmp_path, [GradualUnfreezing(interval=2)])
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [({"start": 1}, "made with other start"), ({"interval": 5}, "the blocks open at the steps")],
+)
+def test_resuming_under_another_plan_is_refused(now, message, tmp_path):
+    def fit(callbacks, **kwargs):
+        case, module = MODULES["ImageClassifier"], MODULES["ImageClassifier"].build()
+        trainer = case.trainer(
+            max_epochs=5, accelerator="cpu", default_root_dir=tmp_path, logger=False,
+            callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, case.loader(), case.loader(), **kwargs)
+
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    with pytest.raises(checks.Stopped):
+        fit([GradualUnfreezing(interval=3), saving, checks.StopsAt(5)])
+    with pytest.raises(ValueError, match=message):
+        fit([GradualUnfreezing(**{"interval": 3, **now}), saving], ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_signal_does_not_show_batch_norms_statistics(tmp_path):
+    """At a learning rate of 0 nothing is learned, and the signal stands still."""
+    rule = StabilityRule(every=2, longest=8)
+    callback = GradualUnfreezing(rule=rule, probe_size=13)
+    checks.fit(ModuleCase(StandsStill), tmp_path, [callback], epochs=5)
+    values = {value for _, value in callback._watched.samples}
+    assert len(callback._watched.samples) == 5 and len(values) == 1
+
+
+@pytest.mark.parametrize(
+    ("signal", "measure"),
+    [
+        ("average_sharpness", partial(average_sharpness, seed=3)),
+        ("worst_case_sharpness", worst_case_sharpness),
+    ],
+)
+def test_signals_are_the_functions_of_those_names(signal, measure, tmp_path):
+    case = ModuleCase(Text, Tokens)
+    callback = GradualUnfreezing(signal=signal, rule=RULE, probe_size=13, seed=3)
+    checks.fit(case, tmp_path, [callback])
+    probe = callback._watched.probe_set
+    checks.seed_all(7)
+    module = case.build()
+    module.net[0].requires_grad_(False)  # the signal is of what is trained
+    value = measure(module, probe.inputs, probe.targets, batch_size=32).value
+    assert callback._watched.samples[0] == (0, pytest.approx(value, rel=1e-6))
+
+
+class Staircase(checks.L.Callback):
+    """A metric that changes at every third step, as one of validation does at every epoch."""
+
+    def on_train_batch_start(self, trainer, *_):
+        value = 1.0 / (1 + trainer.global_step // 3)
+        trainer.callback_metrics["stairs"] = torch.tensor(value)
+
+
+def test_a_metric_that_stands_between_two_evaluations_is_one_sample(tmp_path):
+    rule = StabilityRule(every=1, longest=11)
+    callback = GradualUnfreezing(signal="stairs", rule=rule)
+    checks.fit(ModuleCase(TupleBatch, Images), tmp_path, [Staircase(), callback], epochs=5)
+    assert [step for step, _ in callback._watched.samples] == [0, 3, 6, 9]
+    assert callback._opened == {"stem": 11}
+
+
+def test_a_metric_that_never_comes_is_said(tmp_path, capsys):
+    rule = StabilityRule(every=1, longest=4)
+    callback = GradualUnfreezing(signal="stair", rule=rule)
+    checks.fit(ModuleCase(TupleBatch, Images), tmp_path, [Staircase(), callback])
+    printed = capsys.readouterr().out
+    assert printed.count("there is no metric 'stair' yet; there is stairs") == 1
+    assert callback._opened == {"stem": 4}
+
+
+def test_another_callback_that_freezes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="GradualUnfreezing and BackboneFinetuning would both"):
+        checks.fit(
+            ModuleCase(TupleBatch), tmp_path, [GradualUnfreezing(interval=2), BackboneFinetuning()]
+        )
+
+
+def test_a_static_graph_is_refused(tmp_path):
+    strategy = DDPStrategy(static_graph=True, process_group_backend="gloo")
+    trainer = SimpleNamespace(strategy=strategy, callbacks=[])
+    with pytest.raises(ValueError, match="static_graph=True promises"):
+        GradualUnfreezing().setup(trainer, None, "fit")
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_split_the_module_are_refused(strategy):
+    trainer = SimpleNamespace(strategy=strategy(), callbacks=[])
+    with pytest.raises(
+        ValueError, match=rf"{strategy.__name__} splits it. Train with strategy='ddp'"
+    ):
+        GradualUnfreezing().setup(trainer, None, "fit")

@@ -123,7 +123,10 @@ def test_pairs_follow_the_block_of_their_layer():
         model = timm.create_model("test_vit", num_classes=3)
         adapt(model, PeftLayer, ("qkv", "fc2", "patch_embed.proj", "head"))
     blocks = parameter_blocks(model, coarse=False)
-    pairs = lambda i: [f"blocks.{i}.attn.qkv.lora", f"blocks.{i}.mlp.fc2.lora"]  # noqa: E731
+
+    def pairs(i):
+        return [f"blocks.{i}.attn.qkv.lora", f"blocks.{i}.mlp.fc2.lora"]
+
     inner = [label for i in range(6) for label in (f"blocks.{i}", *pairs(i))]
     assert list(blocks) == ["stem", "patch_embed.proj.lora", *inner, "head"]
     assert blocks["blocks.2.attn.qkv.lora"] == [

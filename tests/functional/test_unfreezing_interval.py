@@ -94,6 +94,14 @@ def test_online_fires_by_the_longest_interval_and_not_before_the_eighth_sample()
     assert fires_at(StabilityRule(), step) == 8
 
 
+def test_online_does_not_take_a_steady_rise_for_quiet():
+    """Steps within the tolerance, but more than half of the largest: the change goes on."""
+    rise = [0.0, 0.03, *(0.03 + 0.019 * i for i in range(1, 52))]
+    rule = StabilityRule(window=1, longest=10_000)
+    assert rule.online(rise) is None
+    assert rule.online([*rise, rise[-1], rise[-1]]).settled
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

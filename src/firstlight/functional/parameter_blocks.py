@@ -107,7 +107,7 @@ def _found_blocks(model: nn.Module, coarse: bool) -> dict[str, list[str]]:
 def _head_names(model: nn.Module) -> set[str]:
     """Parameters of ``get_classifier()``, a module or several; else those of the last part."""
     if hasattr(model, "get_classifier"):
-        classifier: object = model.get_classifier()  # type: ignore[operator]
+        classifier: object = model.get_classifier()  # type: ignore[operator]  # timm's, untyped
     else:
         classifier = last_part(model)
     parts = classifier if isinstance(classifier, tuple | list | nn.ModuleList) else (classifier,)
