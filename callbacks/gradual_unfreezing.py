@@ -85,7 +85,7 @@ class GradualUnfreezing(Callback):
         signal: ``fisher_trace`` (a forward pass over the probe while only a linear head trains),
             ``average_sharpness``, ``worst_case_sharpness``, or any key of ``callback_metrics``.
         rule: when a signal has settled. The longest interval is also bounded by half the run over
-            the number of blocks.
+            the number of blocks, and then sampled more often, see `bounded`.
         probe: examples to measure the signal on, see `ProbeMonitor`.
         probe_size: how many.
         seed: of the random order, the random interval and the probe.
@@ -140,6 +140,7 @@ class GradualUnfreezing(Callback):
         self._opened: dict[str, int] = {}
         self._decision: UnfreezingInterval | None = None
         self._used_seed: int | None = None
+        self._bounded = self.rule
 
     # ------------------------------------------------------------- checkpoints
 
@@ -165,7 +166,8 @@ class GradualUnfreezing(Callback):
         """What a resumed run must not change; None before there is a plan."""
         if self._frozen is None:
             return None
-        return {"blocks": self._frozen.sizes, "start": self._start, "order": self._order}
+        plan = {"blocks": self._frozen.sizes, "start": self._start, "order": self._order}
+        return plan | {"rule": list(astuple(self._bounded)) if self._waiting else None}
 
     # ------------------------------------------------------------- hooks
 
@@ -196,6 +198,7 @@ class GradualUnfreezing(Callback):
         self._order = opening_order(below, self.order, self._used_seed)
         self._opened = dict(before.get("opened", {}))
         length = run_length(trainer)
+        self._bounded = bounded(self.rule, len(self._order), length)
         self._openings = self._planned(trainer, pl_module, length)
         if before:
             check_resumed(before, self._plan() or {}, self._openings, self._who)
@@ -207,7 +210,7 @@ class GradualUnfreezing(Callback):
             follow_requires_grad(trainer)
         self._log(trainer, frozen)
         if self._waiting:
-            self._watch(trainer, pl_module, length)
+            self._watch(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Look at the signal, and open what is due before the next update."""
@@ -277,34 +280,28 @@ class GradualUnfreezing(Callback):
         if self.interval == "auto":
             return []
         interval, reason = self.interval, f"interval {self.interval}"
-        rule = bounded(self.rule, len(self._order), length)
         if self.interval == "random":
             assert self._used_seed is not None
-            interval = random_interval(rule.longest, self._used_seed)
-            reason = f"random interval of 1 to {rule.longest}"
+            interval = random_interval(self._bounded.longest, self._used_seed)
+            reason = f"random interval of 1 to {self._bounded.longest}"
         elif self.interval == "pilot":
-            self._decision = self._piloted(trainer, pl_module, rule)
+            self._decision = self._piloted(trainer, pl_module)
             interval, reason = self._decision.steps, f"pilot: {self._decision.reason}"
         return openings_every(self._order, interval, length, reason)
 
-    def _piloted(self, trainer: Any, pl_module: Any, rule: StabilityRule) -> UnfreezingInterval:
+    def _piloted(self, trainer: Any, pl_module: Any) -> UnfreezingInterval:
         assert self._used_seed is not None
-        pilot = HeadPilot(
-            self._freezing, self._start, lambda twin: self._signal(twin, rule), rule.longest
-        )
-        return run_pilot(trainer, pl_module, pilot, rule, self._used_seed, self._who)
+        pilot = HeadPilot(self._freezing, self._start, self._signal, self._bounded.longest)
+        return run_pilot(trainer, pl_module, pilot, self._bounded, self._used_seed, self._who)
 
-    def _signal(
-        self, pl_module: Any, rule: StabilityRule, records: RunRecords | None = None
-    ) -> Signal:
+    def _signal(self, pl_module: Any, records: RunRecords | None = None) -> Signal:
         return signal_of(
-            self.signal, self._who, rule, pl_module, probe=self.probe, probe_size=self.probe_size,
-            seed=self._used_seed, adapter=self.adapter, records=records,
+            self.signal, self._who, self._bounded, pl_module, probe=self.probe,
+            probe_size=self.probe_size, seed=self._used_seed, adapter=self.adapter, records=records,
         )  # fmt: skip
 
-    def _watch(self, trainer: Any, pl_module: Any, length: RunLength) -> None:
-        rule = bounded(self.rule, len(self._order), length)
-        self._watched = self._signal(pl_module, rule, self.records)
+    def _watch(self, trainer: Any, pl_module: Any) -> None:
+        self._watched = self._signal(pl_module, self.records)
         before = self._restored.get("signal")
         if before:
             self._watched.load_state_dict(before)

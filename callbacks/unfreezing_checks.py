@@ -113,16 +113,16 @@ def check_resumed(
     """
     kept = before.get("plan") or plan
     for part, value in plan.items():
-        if kept[part] != value:
+        if (then := kept.get(part, value)) != value:
             raise ValueError(
-                f"{who}: the checkpoint was made with other {part} ({kept[part]}) than now "
+                f"{who}: the checkpoint was made with other {part} ({then}) than now "
                 f"({value}): resume with the arguments and the module of the first run"
             )
-    then = {block: int(step) for step, block, _ in before.get("openings", [])}
+    dated = {block: int(step) for step, block, _ in before.get("openings", [])}
     now = {one.block: one.step for one in openings}
-    if then and then != now and set(now) - set(before["opened"]):
+    if dated and dated != now and set(now) - set(before["opened"]):
         raise ValueError(
-            f"{who}: by the checkpoint the blocks open at the steps {then}, by the arguments now "
+            f"{who}: by the checkpoint the blocks open at the steps {dated}, by the arguments now "
             f"at {now}: resume with the interval (or schedule) and the length of the first run, "
             "or give the interval in steps"
         )

@@ -86,7 +86,8 @@ def run_pilot(
         raise ValueError(
             f"{who}: a pilot of {rule.longest} steps (half the run over the number of blocks, at "
             f"most) gives {samples} samples, one every {rule.every} steps, and the rule needs "
-            f"{rule.window + rule.quiet}: sample more often (rule.every), or train for longer"
+            f"{rule.window + rule.quiet}: train for longer, unfreeze in fewer blocks (blocks=), or "
+            "give the interval in steps"
         )
     say(trainer, f"{who}: a pilot trains the head alone for {rule.longest} steps.")
     twin, device = copy.deepcopy(pl_module), pl_module.device

@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from firstlight.callbacks import GradualUnfreezing
+from firstlight.callbacks.unfreezing_plan import bounded
 from firstlight.functional import StabilityRule, average_sharpness, worst_case_sharpness
+from firstlight.functional.unfreezing_schedule import RunLength
 
 RULE = StabilityRule(every=1, window=1, quiet=1, longest=6)
 
@@ -43,8 +45,17 @@ def test_watching_a_signal_leaves_no_trace(tmp_path):
 
 
 def test_a_pilot_too_short_to_judge_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="gives 1 samples, one every 10 steps"):
+    with pytest.raises(ValueError, match=r"of 3 steps .* gives 4 samples, one every 1 steps"):
         end_of(tmp_path, interval="pilot")
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(None, (10, 800)), (16_000, (10, 800)), (8_000, (10, 400)), (1_560, (3, 78)), (9, (1, 1))],
+)
+def test_a_short_run_bounds_the_rule_and_samples_more_often(steps, expected):
+    rule = bounded(StabilityRule(), 10, RunLength(steps, None))
+    assert (rule.every, rule.longest) == expected
 
 
 def test_an_interval_that_does_not_fit_is_refused_with_one_that_does(tmp_path):
@@ -173,8 +184,9 @@ def test_a_block_in_no_optimiser_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("now", "message"),
-    [({"start": 1}, "made with other start"), ({"interval": 5}, "the blocks open at the steps")],
-)
+    [({"start": 1}, "made with other start"), ({"interval": 5}, "the blocks open at the steps"),
+     ({"interval": "auto"}, "made with other rule")],
+)  # fmt: skip
 def test_resuming_under_another_plan_is_refused(now, message, tmp_path):
     def fit(callbacks, **kwargs):
         case, module = MODULES["ImageClassifier"], MODULES["ImageClassifier"].build()
