@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
            for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
 KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)]
-         for kind in ("model", "data", "callbacks", "experiment")}  # fmt: skip
+         for kind in ("model", "data", "callbacks", "lr_scheduler", "experiment")}  # fmt: skip
 TINY = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
@@ -130,17 +130,64 @@ def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
     assert list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("name", [*KINDS["model"], *KINDS["experiment"], *KINDS["callbacks"]])
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in KINDS["data"]])
 def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
-    if name.startswith("callbacks"):
+    if name.startswith(("callbacks", "lr_scheduler")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
     small = ["--data.imbalance_factor=2"] if "cifar10_lt" in name else []
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
+    batches = 6 if "unfreezing" in name else 2  # as many as it takes to open all blocks
     firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
-               "--trainer.limit_train_batches=2")  # fmt: skip
+               f"--trainer.limit_train_batches={batches}")  # fmt: skip
     assert list(tmp_path.rglob("*.ckpt"))
+
+
+def learning_rates(tmp_path):
+    """By step, of a run whose rates were logged by ``callbacks/lr_monitor``."""
+    (run,) = tmp_path.rglob("metrics.csv")
+    with run.open() as file:
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return {int(r["step"]): [float(v) for k, v in r.items() if k.startswith("lr-")]
+            for r in rows if any(k.startswith("lr-") for k in r)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "late"), [("tenth", 0.01), ("warmup", 0.1)])
+def test_the_controls_of_the_learning_rate(name, late, firstlight, tmp_path):
+    """A tenth of the experiment's rate (0.1): throughout, or for the first steps."""
+    steps = ["--model.lr_scheduler.init_args.total_iters=4"] if name == "warmup" else []
+    firstlight(
+        "fit", "--config", "firstlight:experiment/digits_lt", "--config",
+        "firstlight:callbacks/lr_monitor", "--config", f"firstlight:lr_scheduler/{name}", *steps,
+        *TINY, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1",
+        "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs",
+    )  # fmt: skip
+    rates = learning_rates(tmp_path)
+    assert max(rates) >= 4
+    for step, found in rates.items():
+        assert found == pytest.approx([0.01 if step < 4 else late] * len(found))
+
+
+UNFREEZING = {
+    "schedule: [[25%, layer3], [4, [layer2, layer1]]]":
+    [("layer3", 3), ("layer2", 4), ("layer1", 4)],
+    "signal: train/loss_step\n        rule: {every: 1, window: 1, quiet: 1, longest: 2}\n"
+    "        blocks: {low: model.(?!fc), head: [model.fc]}": [("low", 2)],
+    "interval: 0.5 epochs\n        start: layer3": [("layer2", 3), ("layer1", 6), ("stem", 9)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", UNFREEZING)
+def test_gradual_unfreezing_from_yaml(arguments, firstlight, tmp_path):
+    """All its forms of times, blocks and rules are plain YAML."""
+    entry = f"- class_path: GradualUnfreezing\n      init_args:\n        {arguments}\n"
+    (tmp_path / "mine.yaml").write_text(f"trainer:\n  callbacks+:\n    {entry}")
+    firstlight("fit", "--config", "firstlight:experiment/digits_lt", "--config", "mine.yaml", *TINY,
+               "--trainer.max_epochs=2")  # fmt: skip
+    (run,) = tmp_path.rglob("run.json")
+    events = RunFolder.open(run.parent).read("events")
+    assert [(e["block"], e["step"]) for e in events.to_pylist()] == UNFREEZING[arguments]
 
 
 # Lightning asks for the callbacks of the training run, which prediction does not need.

@@ -36,7 +36,7 @@ COLOURS = dict(zip(TITLES, (BLUE, ORANGE, VERMILION, GREEN, PURPLE), strict=True
 OTHERS = (SKY, GREY, ORANGE, GREEN)
 """Of further lines in one panel."""
 MARKS: dict[str, tuple[str, Literal["-", ":"], str]] = {
-    "thaw": (VERMILION, "-", "a block thaws"),
+    "thaw": (VERMILION, "-", "a block thaws, and counts from there on"),
     "lr": (GREY, ":", "learning rate changes"),
 }
 DECADES = 6

@@ -120,16 +120,18 @@ def _below(path: str) -> Matches:
 
 
 def _refuse_idle(blocks: Mapping[str, Mapping[str, Matches]], names: Sequence[str]) -> None:
-    idle = [
-        f"{written!r} (block {block})"
+    idle = {
+        f"{written!r} (block {block})": test
         for block, tests in blocks.items()
         for written, test in (tests or {"": lambda _: False}).items()
         if not any(map(test, names))
-    ]
+    }
     if idle:
+        inner = [n for n in names if any(test(n.partition(".")[2]) for test in idle.values())]
+        hint = f". Write {inner[0].partition('.')[0]!r} and a dot before them?" if inner else ""
         raise ValueError(
-            f"no parameter is matched by {_some(idle)}; the model's are {_some(names)}: patterns "
-            "match from the beginning of a full name, paths in lists are taken literally"
+            f"no parameter is matched by {_some(list(idle))}; the model's are {_some(names)}: "
+            f"patterns match from the beginning of a full name, paths in lists literally{hint}"
         )
 
 
