@@ -42,7 +42,7 @@ MOMENTS = {
     ("fixed", 20, 55, "on_train_batch_end"): ["layer2"],
     ("auto", 9, 16, "on_train_batch_start"): ["stem"],
 }
-QUICK = (("fixed", 20, 55, "on_train_batch_end"), ("auto", 20, 39, "on_after_backward"))
+QUICK = (("fixed", 20, 55, "on_train_batch_end"), ("auto", 9, 16, "on_train_batch_start"))
 
 
 def draw(count, seed=3):

@@ -104,6 +104,8 @@ def test_a_tied_parameter_belongs_to_the_topmost_block_that_uses_it():
         "1": ["1.weight", "1.bias"],
         "head": ["0.weight", "2.bias"],
     }
+    net.append(nn.Linear(3, 2))
+    assert parameter_blocks(net)["2"] == ["0.weight", "2.bias"]
 
 
 def test_timm_is_not_needed_for_other_models():
