@@ -75,6 +75,11 @@ def small():
     )
 
 
+def named():
+    first, body, last = small()
+    return nn.ModuleDict({"first": first, "body": body, "last": last})
+
+
 def on_meta(name):
     return lambda: timm.create_model(name, num_classes=3)
 
@@ -88,6 +93,7 @@ NETWORKS = {
     "pit_ti_224": (on_meta("pit_ti_224"), ("qkv",)),  # by structure
     "around attention, by structure": (on_meta("pit_ti_224"), ("attn",)),
     "small": (small, ("0", "1.2")),
+    "beside a container": (named, ("first",)),
 }
 
 
@@ -134,6 +140,20 @@ def test_pairs_follow_the_block_of_their_layer():
         "blocks.2.attn.qkv.lora_B.default.weight",
     ]
     assert "head.lora_A.default.weight" in blocks["head"]
+
+
+def test_several_layers_in_one_hand_written_adapter_stay_apart():
+    model = named()
+    adapt(model, HandWritten, ("body",))
+    assert list(parameter_blocks(model)) == ["stem", "body.linear.0", "body.linear.2", "head"]
+
+
+def test_a_pair_of_the_model_itself_follows_the_stem():
+    net = small()
+    net.lora_a, net.lora_b = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(3, 2))
+    fine, coarse = (parameter_blocks(net, coarse=mode) for mode in (False, True))
+    assert list(fine)[:2] == ["stem", "lora"] and fine["lora"] == ["lora_a", "lora_b"]
+    assert set(coarse["stem"]) == {*fine["stem"], "lora_a", "lora_b"}
 
 
 def test_all_that_adapts_one_module_is_one_block():

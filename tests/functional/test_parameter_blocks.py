@@ -89,11 +89,22 @@ def test_wrappers_and_headless_and_bare_models():
         "stem": ["net.0.weight", "net.0.bias"],
         "head": ["net.2.weight", "net.2.bias"],
     }
+    known = nn.ModuleDict(
+        {"loss": nn.CrossEntropyLoss(), "net": on_meta(timm.create_model, "resnet18")}
+    )
+    assert list(parameter_blocks(known))[1:-1] == [f"layer{i}" for i in range(1, 5)]
     assert list(parameter_blocks(nn.Linear(3, 2))) == ["head"]
     headless = on_meta(timm.create_model, "resnet18", num_classes=0)
     assert list(parameter_blocks(headless))[-1] == "layer4"
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         parameter_blocks(nn.ReLU())
+
+
+def test_a_part_below_the_classifier_may_be_called_head():
+    net = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("conv", "head", "fc")})
+    blocks = parameter_blocks(net)
+    assert list(blocks) == ["stem", "head_", "head"]
+    assert blocks["head_"] == ["head.weight", "head.bias"]
 
 
 def test_a_tied_parameter_belongs_to_the_topmost_block_that_uses_it():
@@ -104,6 +115,8 @@ def test_a_tied_parameter_belongs_to_the_topmost_block_that_uses_it():
         "1": ["1.weight", "1.bias"],
         "head": ["0.weight", "2.bias"],
     }
+    net.append(nn.Linear(3, 2))
+    assert parameter_blocks(net)["2"] == ["0.weight", "2.bias"]
 
 
 def test_timm_is_not_needed_for_other_models():
