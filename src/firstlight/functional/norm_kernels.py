@@ -116,7 +116,10 @@ class Convolution:
         only_weight = [False, True, False]
         backward = torch.ops.aten.convolution_backward
         return torch.stack(
-            [backward(*each, weight, None, *settings, only_weight)[1] for each in zip(*sides)]
+            [
+                backward(*each, weight, None, *settings, only_weight)[1]
+                for each in zip(*sides, strict=True)
+            ]
         )
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
