@@ -17,6 +17,9 @@ from torch.nn import functional as F
 CHUNK = 2**22
 """Most numbers in a temporary array of per-example gradients (16 MiB in float32)."""
 
+CORRELATED = 16
+"""Channels are convolved with their gradients in chunks this many times smaller, for the cache."""
+
 GRAM_MARGIN = 2.0
 """A Gram form has to need this many times fewer multiplications: its other work costs as much."""
 
@@ -104,22 +107,22 @@ class Convolution:
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         """Return (b, *weight.shape) from a (b, m, d, *size) and g (b, m, o, *size).
 
-        Kernels of one tap: a linear layer over positions. Otherwise the library's own weight
-        gradient, one example after the other: as fast as for the batch.
+        Kernels of one tap: a linear layer over positions. Large kernels of single channels: each
+        channel is convolved with its gradient. Otherwise the library's own weight gradient, one
+        example after the other: as fast as for the batch.
         """
         if self._has_one_tap:
             return linear_gradients(*self._as_linear(a, g)).view(len(a), *self.weight.shape)
-        sides = (self._laid_out(x.flatten(0, 1)).split(x.shape[1]) for x in (g, a))
+        if self._correlates(a):
+            parts = in_chunks(len(a), CORRELATED * a[0].numel())
+            return torch.cat([self._correlations(a[rows], g[rows]) for rows in parts])
         zeros = [0] * len(self.stride)
         weight = self.weight.to(a.dtype)
         settings = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
         only_weight = [False, True, False]
         backward = torch.ops.aten.convolution_backward
         return torch.stack(
-            [
-                backward(*each, weight, None, *settings, only_weight)[1]
-                for each in zip(*sides, strict=True)
-            ]
+            [backward(g[i], a[i], weight, None, *settings, only_weight)[1] for i in range(len(a))]
         )
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
@@ -146,17 +149,32 @@ class Convolution:
         left, right = (x.flatten(3).transpose(2, 3).flatten(1, 2) for x in (seen, g))
         return left, right
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        """Return x (n, C, *size) in the memory layout that the library is fastest with.
+    def _correlates(self, a: Tensor) -> bool:
+        """Whether on a CPU the library would take up to ten times as long.
 
-        On a CPU large depthwise kernels take a third of the time with channels last; those of 3 x 3
-        have a kernel of their own.
+        It has a kernel of its own for 3 x 3 taps, and a slow one for double precision.
         """
-        depthwise = self.groups == len(self.weight) > 1
-        large = len(self.stride) == 2 and prod(self.weight.shape[2:]) > 9
-        if not (depthwise and large and x.device.type == "cpu"):
-            return x
-        return x.contiguous(memory_format=torch.channels_last)
+        return (
+            self.groups == a.shape[2] > 1
+            and prod(self.weight.shape[2:]) > 9
+            and a.device.type == "cpu"
+            and a.dtype == torch.float32
+        )
+
+    def _correlations(self, a: Tensor, g: Tensor) -> Tensor:
+        """Return `gradients` of kernels of single channels.
+
+        Examples count as channels, the gradient at the output is the kernel, and stride and
+        dilation change places.
+        """
+        channels = prod(a.shape[:3])
+        found = torch.convolution(
+            a.reshape(1, channels, *a.shape[3:]), g.reshape(-1, 1, *g.shape[3:]), None,
+            self.dilation, self.padding, self.stride, False, [0] * len(self.stride), channels,
+        )  # fmt: skip
+        for axis, taps in enumerate(self.weight.shape[2:], start=2):
+            found = found.narrow(axis, 0, taps)  # a stride may leave pixels that no tap met
+        return found.reshape(*a.shape[:2], *self.weight.shape).sum(1)
 
     def _gram_is_cheaper(self, a: Tensor, g: Tensor) -> bool:
         if self.groups != 1 or a.shape[1] != 1 or len(self.stride) != 2:
