@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,8 +146,8 @@ class Convolution:
 
     def _as_linear(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return views (b, T, d) and (b, T, o) of what a kernel of one tap sees and puts out."""
-        seen = a[(..., *(slice(None, None, stride) for stride in self.stride))]
-        left, right = (x.flatten(3).transpose(2, 3).flatten(1, 2) for x in (seen, g))
+        seen: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
+        left, right = (x.flatten(3).transpose(2, 3).flatten(1, 2) for x in (a[seen], g))
         return left, right
 
     def _correlates(self, a: Tensor) -> bool:
