@@ -11,6 +11,7 @@ from measured_layers import FAST, SLOW, Tail
 from torch import nn
 
 from firstlight.functional.fisher_trace import fisher_trace
+from firstlight.functional.gradient_norms import MISMATCH
 
 N = 5
 
@@ -43,6 +44,7 @@ def test_norms_of_every_layer_are_those_of_autograd(name):
 def test_what_has_no_kernel_is_right_and_named(name):
     want, result = compare(*SLOW[name])
     assert result.slow and set(result.slow) <= set(want)
+    assert MISMATCH not in result.slow.values()  # right by itself, not by the comparison's grace
     assert result.slow_parameters == sum(result.block_parameters[n] for n in result.slow)
     for parameter, value in want.items():
         assert result.blocks[parameter] == pytest.approx(float(value), rel=1e-9), parameter
