@@ -26,7 +26,7 @@ from firstlight.runfolder import RunFolder
 
 STEPS, RATES = 300, (0.0, 0.1)
 SCHEDULE = ((0, 3), (30, 10), (100, 25))
-KINDS = {"running": ("as it stands", ORANGE), "warm": ("warmed on the probe set", BLUE)}
+KINDS = {"running": ("as they stand", ORANGE, "s"), "warm": ("warmed on the probe set", BLUE, "o")}
 
 
 def run(root: str, rate: float, folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -65,15 +65,17 @@ def draw(runs: dict[float, dict[str, dict[str, np.ndarray]]]) -> Path:
     figure = Figure(figsize=(6.4, 6.2), layout="constrained")
     for axes, (rate, curves) in zip(figure.subplots(2, 1, sharex=True), runs.items(), strict=True):
         for kind, curve in curves.items():
-            label, colour = KINDS[kind]
+            label, colour, marker = KINDS[kind]
             step, value, band = curve["step"], curve["value"], 2 * curve["se"]
-            axes.plot(step, value, color=colour, marker="o", markersize=3, label=label)
+            axes.plot(step, value, color=colour, marker=marker, markersize=4, label=label)
             axes.fill_between(step, value - band, value + band, color=colour, alpha=0.25, lw=0)
         axes.set_xscale("symlog", linthresh=3, linscale=0.4)
         axes.set_xticks([0, 3, 10, 30, 100, 300], ["0", "3", "10", "30", "100", "300"])
+        axes.minorticks_off()
         axes.set_yscale("log")
         axes.set_ylabel("Fisher trace (nats² / weight²)")
-        axes.set_title(f"learning rate {rate:g}", loc="left", fontsize=11)
+        learned = "" if rate else ": nothing is learned"
+        axes.set_title(f"learning rate {rate:g}{learned}", loc="left", fontsize=11)
         axes.legend(title="BatchNorm statistics", frameon=False)
         open_frame(axes)
     axes.set_xlabel("step (optimiser updates); bands: ± 2 standard errors, 256 examples")

@@ -5,14 +5,16 @@
 One measurement of a batch (importance-sampled labels, the network's plan already checked) against
 a plain training forward and backward pass on the same examples at 224 px, in turn; and against
 ``vmap(grad)`` at the best of several chunk sizes and a loop over single examples, which compute the
-same squared norms with labels drawn from the model. Peak memory: what a process of its own
-grows by (Linux), or torch's allocator on a GPU.
+same squared norms with labels drawn from the model. On a CPU one thread's processor time, which
+other work on the machine changes little. Peak memory: what a process of its own grows by (Linux),
+or torch's allocator on a GPU.
 """
 
 import argparse
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,7 +131,9 @@ def measured(name: str, device: str, rounds: int) -> dict[str, str]:
     sides = Sides(name, device)
 
     def time_of(run: Callable[[], None]) -> Callable[[], float]:
-        return lambda: seconds(run, 1 if device == "cpu" else 10)
+        if device == "cpu":
+            return lambda: seconds(run, 1, time.process_time)
+        return lambda: seconds(run, 10)
 
     sides.ours()  # the plan is checked once in a run
     times = in_turn({"train": time_of(sides.train), "ours": time_of(sides.ours)}, rounds)
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # processor time counts every thread
     rows = []
     for name in track(options.names, "networks"):
         rows.append(measured(name, options.device, options.rounds))
@@ -170,7 +175,8 @@ def main() -> None:
         "Cost of one Fisher trace at 224 px, as ratios: median of the rounds (lowest to highest)",
         rows,
         "The training pass is a forward and backward pass in train mode on the same examples. By "
-        "hand: squared norms of per-example gradients with labels drawn from the model.",
+        "hand: squared norms of per-example gradients with labels drawn from the model. On a CPU: "
+        "processor time of one thread.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The Fisher trace by its definition: every class of every example, one autograd pass each."""
+"""The Fisher trace by its definition, one autograd pass a class and example; what to try it on."""
 
 import torch
 from torch import Tensor, nn
@@ -29,3 +29,21 @@ def exact_by_parameter(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 def exact(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the trace of every example (n,)."""
     return torch.stack(list(exact_by_parameter(model, inputs).values())).sum(0)
+
+
+def network(width=6, classes=4, scale=1.0, seed=0):
+    """Two hidden layers and a BatchNorm with statistics of its own; `scale` makes it confident."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Linear(5, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
+        nn.Linear(width, classes),
+    ).double()  # fmt: skip
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        net[-1].weight *= scale
+    return net.eval()
+
+
+def probe(n=12, seed=1):
+    return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,5 @@
 """The Fisher trace against its definition (`exact_fisher`), closed forms and enumeration."""
 
-import copy
 import json
 import random
 import subprocess
@@ -11,36 +10,17 @@ import numpy as np
 import pytest
 import torch
 import two_ranks
-from exact_fisher import exact, exact_by_parameter
+from exact_fisher import exact, exact_by_parameter, network, probe
 from torch import nn
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
 from firstlight.functional import (
     FisherTrace,
-    fisher_penalty,
     fisher_trace,
     keyed_generator,
 )
 from firstlight.functional.ranks import ALONE
-
-
-def network(width=6, classes=4, scale=1.0, seed=0):
-    """Two hidden layers and a BatchNorm with statistics of its own; `scale` makes it confident."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(5, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
-        nn.Linear(width, classes),
-    ).double()  # fmt: skip
-    net[1].running_mean.normal_()
-    net[1].running_var.uniform_(0.5, 2)
-    with torch.no_grad():
-        net[-1].weight *= scale
-    return net.eval()
-
-
-def probe(n=12, seed=1):
-    return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("scale", [1.0, 12.0])
@@ -368,75 +348,3 @@ def test_one_example_has_no_standard_error():
     result = fisher_trace(network(), probe(1), estimator="exact")
     assert np.isnan(result.se) and result.value > 0
     assert isinstance(result, FisherTrace)
-
-
-def test_the_penalty_is_an_unbiased_estimate_of_the_trace():
-    """Oracle: the definition; 4 standard errors of 600 draws, those below 3 %."""
-    net, x = network(), probe(16)
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([fisher_penalty(net, x, generator=generator).detach() for _ in range(600)])
-    error = float(draws.std() / 600**0.5)
-    want = float(exact(net, x).mean())
-    assert abs(float(draws.mean()) - want) < 4 * error and error < 0.03 * want
-
-
-def test_batch_gradients_are_those_of_some_labels():
-    """Oracle: all nine pairs of labels of two examples, from single-example gradients.
-
-    ``2 |(g_1 + g_2) / 2|^2`` of some pair is what every draw must be, of penalty and estimator.
-    """
-    net, x = network(classes=3), probe(2)
-    log_p = [net(x[[i, i]]).log_softmax(1)[0] for i in range(2)]
-    gradients = [
-        [torch.cat([g.flatten() for g in torch.autograd.grad(value, net.parameters(),
-                                                             retain_graph=True)])
-         for value in one] for one in log_p
-    ]  # fmt: skip
-    allowed = torch.stack([(a + b).square().sum() / 2 for a in gradients[0] for b in gradients[1]])
-    met = set()
-    for seed in range(30):
-        generator = torch.Generator().manual_seed(seed)
-        penalty = fisher_penalty(net, x, generator=generator).detach()
-        estimate = fisher_trace(net, x, estimator="batch", generator=keyed_generator(seed)).value
-        for value in (float(penalty), estimate):
-            errors = (allowed / value - 1).abs()
-            assert float(errors.min()) < 1e-10
-            met.add(int(errors.argmin()))
-    assert len(met) > 4
-
-
-def test_the_penalty_can_be_differentiated():
-    """Oracle: central differences along a random direction, the labels held by the seed."""
-    net, x = network(), probe(8)
-
-    def penalty():
-        return fisher_penalty(net, x, generator=torch.Generator().manual_seed(3))
-
-    net.train()
-    gradients = torch.autograd.grad(penalty(), list(net.parameters()))
-    assert net.training
-    direction = [torch.randn_like(p) for p in net.parameters()]
-    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-    ends = []
-    for sign in (1, -1):
-        moved = copy.deepcopy(net)
-        with torch.no_grad():
-            for p, d in zip(moved.parameters(), direction, strict=True):
-                p += sign * 1e-5 * d
-        end = fisher_penalty(moved, x, generator=torch.Generator().manual_seed(3))
-        ends.append(float(end.detach()))
-    assert float(slope) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
-
-
-def test_the_penalty_of_attention_can_be_differentiated():
-    import timm
-
-    torch.manual_seed(0)
-    net = timm.create_model("test_vit", num_classes=3)
-    fisher_penalty(net, torch.randn(2, 3, 160, 160)).backward()
-    assert all(p.grad is not None for p in net.blocks.parameters())
-
-
-def test_a_penalty_on_nothing_is_refused():
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        fisher_penalty(network().requires_grad_(False), probe())

@@ -82,6 +82,7 @@ class GradientNorms:
         key = (tuple(self.parameters), *(use.signature for use in trace.uses))
         plan = self._plans.get(key)
         if plan is not None and plan.layouts:
+            del trace  # one graph at a time
             trace = self._trace(inputs, count, plan.layouts)
         draws = draw(trace.logits.detach(), trace.is_linear_head)
         if count <= CHECKED:
@@ -181,7 +182,7 @@ class _Trace:
     def __init__(
         self, uses: ParameterUses, logits: Tensor, parameters: Mapping[str, nn.Parameter]
     ) -> None:
-        self.uses, self.unknown, self.logits = uses.uses, uses.unknown, logits
+        self.uses, self.unknown, self.logits = uses.hand_over(), uses.unknown, logits
         self.parameters, self.count = parameters, uses.count
         self._under = {
             id(o.tensor): uses.parameters_under(o.tensor) for use in self.uses for o in use.operands

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 
 CHUNK = 2**22
 """Most numbers in a temporary array of per-example gradients (16 MiB in float32)."""
+
+CORRELATED = 16
+"""Channels are convolved with their gradients in chunks this many times smaller, for the cache."""
 
 GRAM_MARGIN = 2.0
 """A Gram form has to need this many times fewer multiplications: its other work costs as much."""
@@ -104,8 +108,15 @@ class Convolution:
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         """Return (b, *weight.shape) from a (b, m, d, *size) and g (b, m, o, *size).
 
-        The library's own weight gradient, one example after the other: as fast as for the batch.
+        Kernels of one tap: a linear layer over positions. Large kernels of single channels: each
+        channel is convolved with its gradient. Otherwise the library's own weight gradient, one
+        example after the other: as fast as for the batch.
         """
+        if self._has_one_tap:
+            return linear_gradients(*self._as_linear(a, g)).view(len(a), *self.weight.shape)
+        if self._correlates(a):
+            parts = in_chunks(len(a), CORRELATED * a[0].numel())
+            return torch.cat([self._correlations(a[rows], g[rows]) for rows in parts])
         zeros = [0] * len(self.stride)
         weight = self.weight.to(a.dtype)
         settings = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
@@ -116,16 +127,55 @@ class Convolution:
         )
 
     def norms(self, a: Tensor, g: Tensor) -> Tensor:
-        """Return squared norms (b,) of `gradients`, by the cheaper of two forms.
+        """Return squared norms (b,) of `gradients`, by the cheapest form.
 
         Where the output is small, the inner product of two Gram matrices over positions. That of
         the patches is summed from the pixels' own, shifted by each of the kernel's taps, so that no
         patch is ever copied out (our own derivation).
         """
+        if self._has_one_tap:
+            return linear_norms(*self._as_linear(a, g))
         if self._gram_is_cheaper(a, g):
             length = prod(s + 2 * p for s, p in zip(a.shape[3:], self.padding, strict=True))
             return _by_chunks(self._gram, a[:, 0], g[:, 0], 2 * length**2)
         return squares(lambda rows: self.gradients(a[rows], g[rows]), len(a), self.weight.numel())
+
+    @property
+    def _has_one_tap(self) -> bool:
+        return self.groups == 1 and not any(self.padding) and prod(self.weight.shape[2:]) == 1
+
+    def _as_linear(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views (b, T, d) and (b, T, o) of what a kernel of one tap sees and puts out."""
+        seen: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
+        left, right = (x.flatten(3).transpose(2, 3).flatten(1, 2) for x in (a[seen], g))
+        return left, right
+
+    def _correlates(self, a: Tensor) -> bool:
+        """Whether on a CPU the library would take up to ten times as long.
+
+        It has a kernel of its own for 3 x 3 taps, and a slow one for double precision.
+        """
+        return (
+            self.groups == a.shape[2] > 1
+            and prod(self.weight.shape[2:]) > 9
+            and a.device.type == "cpu"
+            and a.dtype == torch.float32
+        )
+
+    def _correlations(self, a: Tensor, g: Tensor) -> Tensor:
+        """Return `gradients` of kernels of single channels.
+
+        Examples count as channels, the gradient at the output is the kernel, and stride and
+        dilation change places.
+        """
+        channels = prod(a.shape[:3])
+        found = torch.convolution(
+            a.reshape(1, channels, *a.shape[3:]), g.reshape(-1, 1, *g.shape[3:]), None,
+            self.dilation, self.padding, self.stride, False, [0] * len(self.stride), channels,
+        )  # fmt: skip
+        for axis, taps in enumerate(self.weight.shape[2:], start=2):
+            found = found.narrow(axis, 0, taps)  # a stride may leave pixels that no tap met
+        return found.reshape(*a.shape[:2], *self.weight.shape).sum(1)
 
     def _gram_is_cheaper(self, a: Tensor, g: Tensor) -> bool:
         if self.groups != 1 or a.shape[1] != 1 or len(self.stride) != 2:

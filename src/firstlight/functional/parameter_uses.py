@@ -148,6 +148,14 @@ class ParameterUses(TorchFunctionMode):
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]  # untyped in torch
 
+    def hand_over(self) -> list[Use]:
+        """Return the uses and forget them.
+
+        Kept here, they and the graph would outlive a measurement: operands may know this object.
+        """
+        found, self.uses = self.uses, []
+        return found
+
     def choose(self, layouts: list[str]) -> str:
         """Return the layout of the next use."""
         chosen = self.layouts.get(len(self.uses))
