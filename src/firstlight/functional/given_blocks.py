@@ -127,8 +127,9 @@ def _refuse_idle(blocks: Mapping[str, Mapping[str, Matches]], names: Sequence[st
         if not any(map(test, names))
     }
     if idle:
-        inner = [n for n in names if any(test(n.partition(".")[2]) for test in idle.values())]
-        hint = f". Write {inner[0].partition('.')[0]!r} and a dot before them?" if inner else ""
+        within = {rest: part for part, _, rest in (n.partition(".") for n in names) if "." in rest}
+        owners = [part for rest, part in within.items() if any(t(rest) for t in idle.values())]
+        hint = f". Write {owners[0]!r} and a dot before them?" if owners else ""
         raise ValueError(
             f"no parameter is matched by {_some(list(idle))}; the model's are {_some(names)}: "
             f"patterns match from the beginning of a full name, paths in lists literally{hint}"
