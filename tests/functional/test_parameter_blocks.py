@@ -107,6 +107,30 @@ def test_a_part_below_the_classifier_may_be_called_head():
     assert blocks["head_"] == ["head.weight", "head.bias"]
 
 
+class Holder(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def test_what_a_stage_has_beside_its_blocks_goes_with_the_first_or_the_last():
+    def row(count, depth=2):
+        layers = ([nn.Linear(2, 2) for _ in range(depth)] for _ in range(count))
+        return nn.Sequential(*(Holder(mlp=nn.Sequential(*held)) for held in layers))
+
+    def stage():
+        return Holder(down=nn.Linear(2, 2), pre=row(1, 1), blocks=row(3), out=nn.Linear(2, 2))
+
+    net = Holder(conv=nn.Linear(2, 2), one=stage(), two=stage(), fc=nn.Linear(2, 2))
+    blocks = parameter_blocks(net, coarse=False)
+    inner = [f"{name}.blocks.{i}" for name in ("one", "two") for i in range(3)]
+    assert list(blocks) == ["stem", *inner, "head"]
+    for name in ("one", "two"):
+        assert {f"{name}.down.bias", f"{name}.pre.0.mlp.0.bias"} < set(blocks[f"{name}.blocks.0"])
+        assert f"{name}.out.bias" in blocks[f"{name}.blocks.2"]
+
+
 def test_a_tied_parameter_belongs_to_the_topmost_block_that_uses_it():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     net[2].weight = net[0].weight
