@@ -7,6 +7,12 @@ from firstlight.functional.class_summary import (
     summarise_classes,
     wilson_interval,
 )
+from firstlight.functional.class_weights import (
+    ClassWeights,
+    RuleUndefinedError,
+    class_weights,
+    effective_dimension,
+)
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
@@ -30,6 +36,7 @@ from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
+from firstlight.functional.two_class_theory import TwoClassErrors, two_class_errors
 from firstlight.functional.unfreezing_interval import (
     StabilityRule,
     UnfreezingInterval,
@@ -39,19 +46,24 @@ from firstlight.functional.worst_case import worst_case_sharpness
 
 __all__ = [
     "SHOTS",
+    "ClassWeights",
     "ExampleScores",
     "FisherTrace",
     "PerClassCounts",
     "Ranks",
+    "RuleUndefinedError",
     "Sharpness",
     "ShotGroups",
     "StabilityRule",
     "TopEigenvalue",
+    "TwoClassErrors",
     "UnfreezingInterval",
     "average_sharpness",
+    "class_weights",
     "confusion_pairs",
     "cutmix",
     "edge_of_stability",
+    "effective_dimension",
     "example_positions",
     "expected_worst_accuracy",
     "fisher_penalty",
@@ -70,6 +82,7 @@ __all__ = [
     "shot_groups",
     "stratified_split",
     "summarise_classes",
+    "two_class_errors",
     "unfreezing_interval",
     "untouched_batch_norms",
     "warm_batch_norm",
