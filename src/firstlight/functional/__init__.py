@@ -32,10 +32,17 @@ from firstlight.functional.per_class import (
     score_examples,
 )
 from firstlight.functional.ranks import Ranks
+from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
+from firstlight.functional.squared_head import (
+    equal_leverage_weights,
+    fit_squared_head,
+    leave_one_out_midpoint,
+)
+from firstlight.functional.sufficient_statistics import LastLayerStatistics
 from firstlight.functional.two_class_theory import TwoClassErrors, two_class_errors
 from firstlight.functional.unfreezing_interval import (
     StabilityRule,
@@ -49,8 +56,10 @@ __all__ = [
     "ClassWeights",
     "ExampleScores",
     "FisherTrace",
+    "LastLayerStatistics",
     "PerClassCounts",
     "Ranks",
+    "RetrainedHead",
     "RuleUndefinedError",
     "Sharpness",
     "ShotGroups",
@@ -64,13 +73,16 @@ __all__ = [
     "cutmix",
     "edge_of_stability",
     "effective_dimension",
+    "equal_leverage_weights",
     "example_positions",
     "expected_worst_accuracy",
     "fisher_penalty",
     "fisher_trace",
+    "fit_squared_head",
     "fold_in",
     "hessian_top_eigenvalue",
     "keyed_generator",
+    "leave_one_out_midpoint",
     "long_tailed_counts",
     "long_tailed_indices",
     "mixup",
