@@ -16,6 +16,7 @@ from firstlight.functional.class_weights import (
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
+from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
 from firstlight.functional.long_tail import (
     long_tailed_counts,
     long_tailed_indices,
@@ -56,6 +57,7 @@ __all__ = [
     "ClassWeights",
     "ExampleScores",
     "FisherTrace",
+    "HeadFeatures",
     "LastLayerStatistics",
     "PerClassCounts",
     "Ranks",
@@ -78,6 +80,7 @@ __all__ = [
     "expected_worst_accuracy",
     "fisher_penalty",
     "fisher_trace",
+    "fit_logistic_head",
     "fit_squared_head",
     "fold_in",
     "hessian_top_eigenvalue",
