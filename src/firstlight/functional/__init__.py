@@ -32,7 +32,21 @@ from firstlight.functional.per_class import (
     rank_of_target,
     score_examples,
 )
+from firstlight.functional.prior_correction import (
+    EffectivePrior,
+    PriorDistance,
+    correct_logits,
+    effective_prior,
+    prior_distance,
+    prior_offset,
+)
 from firstlight.functional.ranks import Ranks
+from firstlight.functional.retrain_last_layer import (
+    RULES,
+    HeadRule,
+    RetrainedHeads,
+    retrain_last_layer,
+)
 from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
@@ -53,15 +67,20 @@ from firstlight.functional.unfreezing_interval import (
 from firstlight.functional.worst_case import worst_case_sharpness
 
 __all__ = [
+    "RULES",
     "SHOTS",
     "ClassWeights",
+    "EffectivePrior",
     "ExampleScores",
     "FisherTrace",
     "HeadFeatures",
+    "HeadRule",
     "LastLayerStatistics",
     "PerClassCounts",
+    "PriorDistance",
     "Ranks",
     "RetrainedHead",
+    "RetrainedHeads",
     "RuleUndefinedError",
     "Sharpness",
     "ShotGroups",
@@ -72,9 +91,11 @@ __all__ = [
     "average_sharpness",
     "class_weights",
     "confusion_pairs",
+    "correct_logits",
     "cutmix",
     "edge_of_stability",
     "effective_dimension",
+    "effective_prior",
     "equal_leverage_weights",
     "example_positions",
     "expected_worst_accuracy",
@@ -92,7 +113,10 @@ __all__ = [
     "parameter_blocks",
     "parameter_groups",
     "per_class_rates",
+    "prior_distance",
+    "prior_offset",
     "rank_of_target",
+    "retrain_last_layer",
     "score_examples",
     "shot_groups",
     "stratified_split",

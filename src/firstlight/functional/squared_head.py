@@ -15,6 +15,7 @@ from firstlight.functional.class_weights import (
     mean_of_one,
     name_classes,
 )
+from firstlight.functional.ranks import ALONE, Ranks
 from firstlight.functional.retrained_head import (
     RetrainedHead,
     check_per_class,
@@ -211,6 +212,7 @@ def leave_one_out_midpoint(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     standardize: bool = True,
+    ranks: Ranks = ALONE,
 ) -> RetrainedHead:
     """Move a squared-loss head's intercepts to the middle of leave-one-out class means.
 
@@ -228,6 +230,7 @@ def leave_one_out_midpoint(
         statistics: of exactly the examples in ``batches``.
         batches: (features (N, d), targets (N,)), each example once.
         standardize: as in the fit.
+        ranks: processes that hold a part of the batches each. Collective.
 
     Raises:
         ValueError: where the batches are not the statistics' examples, or the loss was another.
@@ -248,6 +251,7 @@ def leave_one_out_midpoint(
         own.index_add_(0, y, scores.gather(1, y[:, None])[:, 0])
         row.index_add_(0, y, scores.mean(1))
         column += (1 / counts[y]) @ scores
+    seen, own, row, column = (ranks.sum(part) for part in (seen, own, row, column))
     if not torch.equal(seen, counts):
         raise ValueError(
             f"the batches hold {int(seen.sum())} examples, the statistics {int(counts.sum())} (or "
