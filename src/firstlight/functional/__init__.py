@@ -1,5 +1,6 @@
 """WHAT is computed: pure functions of tensors, modules and counts; never Lightning."""
 
+from firstlight.functional.class_count_loss import ClassCountLoss
 from firstlight.functional.class_summary import (
     confusion_pairs,
     expected_worst_accuracy,
@@ -21,6 +22,18 @@ from firstlight.functional.long_tail import (
     long_tailed_counts,
     long_tailed_indices,
     stratified_split,
+)
+from firstlight.functional.long_tail_losses import (
+    BalancedSoftmaxLoss,
+    CDTLoss,
+    ClassBalancedLoss,
+    CosineHead,
+    CostSensitiveLoss,
+    FocalLoss,
+    LabelAwareSmoothingLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    VectorScalingLoss,
 )
 from firstlight.functional.measuring import untouched_batch_norms, warm_batch_norm
 from firstlight.functional.mixing import cutmix, mixup
@@ -69,13 +82,23 @@ from firstlight.functional.worst_case import worst_case_sharpness
 __all__ = [
     "RULES",
     "SHOTS",
+    "BalancedSoftmaxLoss",
+    "CDTLoss",
+    "ClassBalancedLoss",
+    "ClassCountLoss",
     "ClassWeights",
+    "CosineHead",
+    "CostSensitiveLoss",
     "EffectivePrior",
     "ExampleScores",
     "FisherTrace",
+    "FocalLoss",
     "HeadFeatures",
     "HeadRule",
+    "LDAMLoss",
+    "LabelAwareSmoothingLoss",
     "LastLayerStatistics",
+    "LogitAdjustedLoss",
     "PerClassCounts",
     "PriorDistance",
     "Ranks",
@@ -88,6 +111,7 @@ __all__ = [
     "TopEigenvalue",
     "TwoClassErrors",
     "UnfreezingInterval",
+    "VectorScalingLoss",
     "average_sharpness",
     "class_weights",
     "confusion_pairs",
