@@ -1,5 +1,6 @@
 """WHAT is computed: pure functions of tensors, modules and counts; never Lightning."""
 
+from firstlight.functional.calibration import Calibration, calibration, fit_temperature
 from firstlight.functional.class_count_loss import ClassCountLoss
 from firstlight.functional.class_summary import (
     confusion_pairs,
@@ -14,8 +15,17 @@ from firstlight.functional.class_weights import (
     class_weights,
     effective_dimension,
 )
+from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
+from firstlight.functional.head_baselines import (
+    NearestClassMean,
+    best_tau,
+    class_balanced_retraining,
+    label_over_smoothing,
+    learnable_weight_scaling,
+    tau_normalise,
+)
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
 from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
 from firstlight.functional.long_tail import (
@@ -84,6 +94,7 @@ __all__ = [
     "SHOTS",
     "BalancedSoftmaxLoss",
     "CDTLoss",
+    "Calibration",
     "ClassBalancedLoss",
     "ClassCountLoss",
     "ClassWeights",
@@ -99,6 +110,7 @@ __all__ = [
     "LabelAwareSmoothingLoss",
     "LastLayerStatistics",
     "LogitAdjustedLoss",
+    "NearestClassMean",
     "PerClassCounts",
     "PriorDistance",
     "Ranks",
@@ -113,10 +125,14 @@ __all__ = [
     "UnfreezingInterval",
     "VectorScalingLoss",
     "average_sharpness",
+    "best_tau",
+    "calibration",
+    "class_balanced_retraining",
     "class_weights",
     "confusion_pairs",
     "correct_logits",
     "cutmix",
+    "deep_feature_reweighting",
     "edge_of_stability",
     "effective_dimension",
     "effective_prior",
@@ -127,9 +143,12 @@ __all__ = [
     "fisher_trace",
     "fit_logistic_head",
     "fit_squared_head",
+    "fit_temperature",
     "fold_in",
     "hessian_top_eigenvalue",
     "keyed_generator",
+    "label_over_smoothing",
+    "learnable_weight_scaling",
     "leave_one_out_midpoint",
     "long_tailed_counts",
     "long_tailed_indices",
@@ -145,6 +164,7 @@ __all__ = [
     "shot_groups",
     "stratified_split",
     "summarise_classes",
+    "tau_normalise",
     "two_class_errors",
     "unfreezing_interval",
     "untouched_batch_norms",

@@ -84,7 +84,7 @@ class HeadFeatures:
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised features and targets, as many rows as keep the logits small."""
         rows = max(64, CHUNK.get(self.x.device.type, CHUNK["cuda"]) // self.num_classes)
-        return zip(self.x.split(rows), self.targets.split(rows), strict=True)
+        return zip(torch.split(self.x, rows), torch.split(self.targets, rows), strict=True)
 
 
 @dataclass

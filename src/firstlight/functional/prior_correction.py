@@ -62,11 +62,9 @@ class EffectivePrior:
             )
         weights = weights.to(logits.device, torch.float64)
         offsets = self.offsets.to(logits.device)
-        for part, w in zip(
-            logits.detach().split(max(1, CHUNK // classes)),
-            weights.split(max(1, CHUNK // classes)),
-            strict=True,
-        ):
+        rows = max(1, CHUNK // classes)
+        parts = torch.split(logits.detach(), rows), torch.split(weights, rows)
+        for part, w in zip(*parts, strict=True):
             self.total += (w @ (part.double() + offsets).softmax(1)).cpu()
         self.mass += float(weights.sum())
 
@@ -197,7 +195,7 @@ def prior_distance(prior: Tensor, counts: Tensor) -> PriorDistance:
     q = check_per_class(prior, len(n), "prior", positive=True)
     q, pi = q / q.sum(), n / n.sum()
     distance = float((q - pi).abs().sum()) / 2
-    constant = len(q.unique()) == 1 or len(pi.unique()) == 1
+    constant = bool((q == q[0]).all() or (pi == pi[0]).all())
     rank = float("nan") if constant else float(spearmanr(q.numpy(), pi.numpy()).statistic)
     if distance < SAME:
         sentence = "identical to logit adjustment here"

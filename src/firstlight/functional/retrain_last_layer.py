@@ -105,7 +105,7 @@ class RetrainedHeads(NamedTuple):
     undefined: dict[str, str]
 
 
-Rules = Sequence[str] | Mapping[str, HeadRule]
+Rules = list[str] | tuple[str, ...] | Mapping[str, HeadRule]
 
 
 @overload
@@ -271,7 +271,8 @@ class _Fits:
         self._statistics.reduce(self.ranks)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.features.split(ROWS), self.targets.split(ROWS), strict=True)
+        parts = torch.split(self.features, ROWS), torch.split(self.targets, ROWS)
+        return zip(*parts, strict=True)
 
     def _plain(self, rule: HeadRule) -> ClassWeights:
         return class_weights(self.counts, rule.weights, beta=rule.beta, custom=rule.custom)

@@ -82,7 +82,8 @@ class NormalEquations:
     def inverse(self) -> Tensor:
         """Inverse (d, d) of the penalised covariance times n, for features as they are."""
         inverse = torch.cholesky_inverse(self.factor) / self.n
-        return inverse / torch.outer(self.scale, self.scale)
+        unscaled: Tensor = inverse / torch.outer(self.scale, self.scale)
+        return unscaled
 
     def class_freedom(self) -> Tensor | None:
         """Degrees of freedom (K,) of each class, whose sum is the hat matrix's trace.
@@ -96,14 +97,16 @@ class NormalEquations:
         turned = inverse @ m
         trace = torch.einsum("kij,ij->k", s.moments, inverse)
         trace = trace - 2 * s.sums @ turned + s.counts * (m @ turned)
-        return self.weights * (s.counts / self.n + trace)
+        freedom: Tensor = self.weights * (s.counts / self.n + trace)
+        return freedom
 
     def leverages(self, features: Tensor, targets: Tensor) -> Tensor:
         """Diagonal (N,) of the hat matrix for examples of the fit."""
         assert self.statistics.shift is not None
         x = (features.to(self.mean) - self.statistics.shift - self.mean) / self.scale
         half = torch.linalg.solve_triangular(self.factor, x.T, upper=False)
-        return self.weights[targets] * (1 + (half**2).sum(0)) / self.n
+        leverages: Tensor = self.weights[targets] * (1 + (half**2).sum(0)) / self.n
+        return leverages
 
 
 def fit_squared_head(
@@ -188,11 +191,13 @@ def equal_leverage_weights(
     n = statistics.counts
     check_present(n)
     weights = mean_of_one(1 / n, n)
+    freedom, spread = n, float("inf")
     for _ in range(ROUNDS):
         if weights.max() > RUNAWAY * weights.min() * n.max() / n.min():
             break
-        freedom = NormalEquations(statistics, weights, ridge, standardize).class_freedom()
-        assert freedom is not None
+        found = NormalEquations(statistics, weights, ridge, standardize).class_freedom()
+        assert found is not None
+        freedom = found
         spread = float((freedom.max() - freedom.min()) / freedom.mean())
         if spread < tolerance:
             total = float(freedom.sum())

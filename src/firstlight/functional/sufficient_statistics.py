@@ -55,9 +55,9 @@ class LastLayerStatistics:
         self.basis = (
             torch.eye(num_classes, **options)  # type: ignore[call-overload]
             if weightings is None
-            else torch.atleast_2d(weightings).to(**options)  # type: ignore[call-overload]
+            else weightings.to(device, torch.float64)
         )
-        if self.basis.shape[1] != num_classes or not self.basis.isfinite().all():
+        if self.basis.shape[1:] != (num_classes,) or not self.basis.isfinite().all():
             raise ValueError(f"weightings must be finite, (R, {num_classes})")
         self.by_class = weightings is None
         self.num_features, self.num_classes = num_features, num_classes
@@ -152,11 +152,13 @@ class LastLayerStatistics:
         mean = self.sums.sum(0) / n
         variance = self.squares / n - mean**2
         constant = variance <= 1e-14 * (self.squares / n)
-        return variance.sqrt().where(~constant, 1.0)
+        scale: Tensor = variance.sqrt().where(~constant, 1.0)
+        return scale
 
     def mean(self, weights: Tensor) -> Tensor:
         """Weighted mean (d,) of the features about the shift, for class weights (K,)."""
-        return (weights @ self.sums) / (weights @ self.counts)
+        mean: Tensor = (weights @ self.sums) / (weights @ self.counts)
+        return mean
 
     def covariance(self, weights: Tensor) -> Tensor:
         """Weighted covariance (d, d) about the weighted mean, divided by the sum of the weights.
@@ -176,4 +178,5 @@ class LastLayerStatistics:
                 )
             moment = torch.einsum("r,rij->ij", found, self.moments)
         mean = self.mean(weights)
-        return moment / (weights @ self.counts) - torch.outer(mean, mean)
+        covariance: Tensor = moment / (weights @ self.counts) - torch.outer(mean, mean)
+        return covariance
