@@ -26,6 +26,7 @@ from firstlight.functional.head_baselines import (
     learnable_weight_scaling,
     tau_normalise,
 )
+from firstlight.functional.head_rules import RULES, HeadRule
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
 from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
 from firstlight.functional.long_tail import (
@@ -64,12 +65,7 @@ from firstlight.functional.prior_correction import (
     prior_offset,
 )
 from firstlight.functional.ranks import Ranks
-from firstlight.functional.retrain_last_layer import (
-    RULES,
-    HeadRule,
-    RetrainedHeads,
-    retrain_last_layer,
-)
+from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions

@@ -30,8 +30,7 @@ class HeadFeatures:
     """Examples to fit logistic heads to: standardised once, with the spectrum of the features.
 
     Any number of heads share it. Memory: one copy of the features, in float32 (float64 where they
-    are), and ``2 d^2``. Cost: ``4 d^3`` or so, and ``4 d^3`` for the spectrum; below one evaluation
-    of the loss where ``K N`` exceeds ``d^2``.
+    are), and ``2 d^2``. Cost: passes over the copy, and about ``10 d^3`` for the spectrum.
 
     Args:
         features: floating, (N, d).
@@ -63,8 +62,12 @@ class HeadFeatures:
         check_present(self.counts)
         self.n = float(self.counts.sum())
         mean = ranks.sum(features.sum(0, dtype=torch.float64)) / self.n
-        self.x = features.to(work) - mean.to(work)
-        variance = ranks.sum((self.x**2).sum(0, dtype=torch.float64)) / self.n
+        self.x = features.to(work, copy=True)
+        self.x -= mean.to(work)
+        squares = torch.zeros_like(mean)
+        for part, _ in self.chunks():
+            squares += (part**2).sum(0, dtype=torch.float64)
+        variance = ranks.sum(squares) / self.n
         spread = variance.sqrt()
         varies = spread > 4 * torch.finfo(work).eps * mean.abs()
         self.scale = spread.where(varies, 1.0) if standardize else torch.ones_like(spread)

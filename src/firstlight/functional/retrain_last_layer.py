@@ -1,21 +1,19 @@
 """Refit a last layer on cached features, by several rules in one pass."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args, overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from firstlight.functional.class_weights import (
     ClassWeights,
-    FreedomSource,
     RuleUndefinedError,
-    WeightRule,
     class_weights,
     effective_dimension,
 )
+from firstlight.functional.head_rules import HeadRule, Rules, named_rules
 from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
 from firstlight.functional.ranks import ALONE, Ranks
 from firstlight.functional.retrained_head import (
@@ -35,77 +33,11 @@ ROWS = 8192
 """Examples taken to float64 at once."""
 
 
-@dataclass(frozen=True)
-class HeadRule:
-    """One way to fit a last layer.
-
-    Attributes:
-        loss: ``"logistic"`` or ``"squared"``.
-        weights: rule of `class_weights`. ``"equal_error"`` is for squared loss.
-        freedom: where its degrees of freedom come from: ``"fit"`` (weights at which all classes
-            have the same, `equal_leverage_weights`), ``"variance"`` or ``"dimension"``.
-        tau: logit adjustment (arXiv 2007.07314): the loss sees ``logits + tau log pi``; by a free
-            intercept the same as taking it from the bias afterwards. Logistic only.
-        gamma: vector scaling (arXiv 2103.01550): the loss sees logits times
-            ``(n_k / n_max)**gamma``. Logistic only.
-        midpoint: `leave_one_out_midpoint`. Squared only.
-        beta: of the effective number.
-        custom: weights, for the rule of that name.
-
-    Raises:
-        ValueError: on a combination that means nothing.
-    """
-
-    loss: Literal["logistic", "squared"] = "logistic"
-    weights: WeightRule = "none"
-    freedom: FreedomSource = "fit"
-    tau: float = 0.0
-    gamma: float = 0.0
-    midpoint: bool = False
-    beta: float = 0.9999
-    custom: tuple[float, ...] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("logistic", "squared"):
-            raise ValueError(f"loss must be 'logistic' or 'squared', not {self.loss!r}")
-        if self.weights not in get_args(WeightRule):
-            raise ValueError(f"weights must be one of {get_args(WeightRule)}, not {self.weights!r}")
-        if self.loss == "squared" and (self.tau or self.gamma):
-            raise ValueError(
-                "tau and gamma correct log-posteriors, and squared-loss scores are none: use "
-                "loss='logistic', or the midpoint"
-            )
-        if self.loss == "logistic" and (self.midpoint or self.weights == "equal_error"):
-            raise ValueError(
-                "the midpoint and equal_error weights are derived for squared loss: use "
-                "loss='squared', or logit adjustment (tau=1)"
-            )
-
-
-RULES: Mapping[str, HeadRule] = MappingProxyType(
-    {
-        "unweighted": HeadRule(),
-        "inverse_frequency": HeadRule(weights="inverse_frequency"),
-        "square_root": HeadRule(weights="square_root"),
-        "effective_number": HeadRule(weights="effective_number"),
-        "logit_adjustment": HeadRule(tau=1.0),
-        "vector_scaling": HeadRule(tau=1.0, gamma=0.3),
-        "equal_error": HeadRule("squared", "equal_error"),
-        "balanced_midpoint": HeadRule("squared", "square_root", midpoint=True),
-        "worst_class_midpoint": HeadRule("squared", "inverse_frequency", midpoint=True),
-    }
-)
-"""Rules by name; the last two are what ``class_weights(rule="auto")`` stands for."""
-
-
 class RetrainedHeads(NamedTuple):
     """Heads by the names of their rules, and why some have none."""
 
     heads: dict[str, RetrainedHead]
     undefined: dict[str, str]
-
-
-Rules = list[str] | tuple[str, ...] | Mapping[str, HeadRule]
 
 
 @overload
@@ -188,7 +120,7 @@ def retrain_last_layer(
         ValueError: on bad examples or arguments, or a class without examples.
     """
     single = isinstance(rules, str | HeadRule)
-    named = _named(rules)
+    named = named_rules(rules)
     check_ridge(ridge)
     if num_classes is None:
         largest = ranks.gather({ranks.rank: int(targets.max()) if len(targets) else -1})
@@ -209,22 +141,6 @@ def retrain_last_layer(
             continue
         found.heads[name] = replace(head, rule=name)
     return next(iter(found.heads.values())) if single else found
-
-
-def _named(rules: str | HeadRule | Rules) -> dict[str, HeadRule]:
-    if isinstance(rules, HeadRule):
-        return {"custom": rules}
-    if isinstance(rules, Mapping):
-        named = dict(rules)
-    else:
-        names = [rules] if isinstance(rules, str) else list(rules)
-        unknown = [name for name in names if name not in RULES]
-        if unknown:
-            raise ValueError(f"unknown rule {unknown[0]!r}; there are {', '.join(RULES)}")
-        named = {name: RULES[name] for name in names}
-    if not named:
-        raise ValueError("rules is empty: name at least one")
-    return named
 
 
 @dataclass
