@@ -80,9 +80,9 @@ class HeadFeatures:
         part = self.x[::stride]
         taken = ranks.sum(torch.tensor(float(len(part)), device=self.x.device))
         moment = ranks.sum(part.T @ part) / taken
-        values, vectors = torch.linalg.eigh(moment.double())
-        self.spectrum = values.clamp(min=1e-7 * float(values[-1]) + 1e-30).to(work)
-        self.directions = vectors.to(work)
+        values, self.directions = torch.linalg.eigh(moment)
+        least = 8 * torch.finfo(work).eps * float(values[-1])
+        self.spectrum = values.clamp(min=max(least, 1e-30))
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised features and targets, as many rows as keep the logits small."""
