@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor, distributed
 
-from firstlight.functional import RULES, Ranks, retrain_last_layer
+from firstlight.functional import RULES, EffectivePrior, Ranks, retrain_last_layer
 from firstlight.functional.ranks import ALONE
 
 SPLIT = 70
@@ -13,7 +13,7 @@ SPLIT = 70
 
 
 def heads(ranks: Ranks = ALONE) -> dict[str, Tensor]:
-    """Every rule's weight and bias as one tensor."""
+    """Every rule's weight and bias as one tensor, and a prior."""
     generator = torch.Generator().manual_seed(0)
     y = torch.tensor([2] * 6 + [0, 0, 1] * 30 + [2])
     x = torch.randn(len(y), 4, dtype=torch.float64, generator=generator) + y[:, None] * 0.7 + 5
@@ -21,7 +21,11 @@ def heads(ranks: Ranks = ALONE) -> dict[str, Tensor]:
     if ranks.world > 1:
         part = (slice(0, SPLIT), slice(SPLIT, None))[ranks.rank]
     found = retrain_last_layer(x[part], y[part], list(RULES), tolerance=1e-9, ranks=ranks)
-    return {n: torch.cat([h.weight, h.bias[:, None]], 1) for n, h in found.heads.items()}
+    tensors = {n: torch.cat([h.weight, h.bias[:, None]], 1) for n, h in found.heads.items()}
+    prior = EffectivePrior(4)
+    prior.update(x[part])
+    prior.reduce(ranks)
+    return tensors | {"prior": prior.compute()}
 
 
 if __name__ == "__main__":

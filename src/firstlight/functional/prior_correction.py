@@ -29,13 +29,19 @@ class EffectivePrior:
         offsets: (K,), what the training loss added to the logits: 0 for cross-entropy, ``tau log
             pi`` for logit-adjusted and balanced-softmax losses. Left out for such a model, q is not
             its prior.
+        device: where the sum lives; that of the group's backend, where ranks reduce.
     """
 
-    def __init__(self, num_classes: int, offsets: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        offsets: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         none = torch.zeros(num_classes)
         self.offsets = check_per_class(none if offsets is None else offsets, num_classes, "offsets")
-        self.total = torch.zeros(num_classes, dtype=torch.float64)
-        self.mass = 0.0
+        self.total = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self.mass = torch.zeros((), dtype=torch.float64, device=device)
 
     def update(self, logits: Tensor, sample_weights: Tensor | None = None) -> None:
         """Add a batch.
@@ -65,13 +71,12 @@ class EffectivePrior:
         rows = max(1, CHUNK // classes)
         parts = torch.split(logits.detach(), rows), torch.split(weights, rows)
         for part, w in zip(*parts, strict=True):
-            self.total += (w @ (part.double() + offsets).softmax(1)).cpu()
-        self.mass += float(weights.sum())
+            self.total += (w @ (part.double() + offsets).softmax(1)).to(self.total)
+        self.mass += weights.sum().to(self.mass)
 
     def reduce(self, ranks: Ranks) -> None:
         """Add up over all ranks, on all of them. Collective."""
-        self.total = ranks.sum(self.total)
-        self.mass = float(ranks.sum(torch.tensor(self.mass, dtype=torch.float64)))
+        self.total, self.mass = ranks.sum(self.total), ranks.sum(self.mass)
 
     def compute(self) -> Tensor:
         """Return q, (K,) float64, at least 1e-8 everywhere, of sum 1.
@@ -81,7 +86,7 @@ class EffectivePrior:
         """
         if not self.mass > 0:
             raise ValueError("no examples were shown: there is no prior to estimate")
-        q = (self.total / self.mass).clamp(min=SMALLEST)
+        q = (self.total / self.mass).clamp(min=SMALLEST).cpu()
         return q / q.sum()
 
 
@@ -89,7 +94,7 @@ def effective_prior(
     logits: Tensor, *, offsets: Tensor | None = None, sample_weights: Tensor | None = None
 ) -> Tensor:
     """Mean posterior (K,) over logits (N, K); see `EffectivePrior`, which does it by batches."""
-    prior = EffectivePrior(logits.shape[-1], offsets)
+    prior = EffectivePrior(logits.shape[-1], offsets, logits.device)
     prior.update(logits, sample_weights)
     return prior.compute()
 
