@@ -18,7 +18,7 @@ from firstlight.functional.retrained_head import (
     check_ridge,
 )
 
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Most logits held at once."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
@@ -61,7 +61,8 @@ class HeadFeatures:
         self.counts = ranks.sum(torch.bincount(self.targets, minlength=num_classes).double())
         check_present(self.counts)
         self.n = float(self.counts.sum())
-        mean = ranks.sum(features.sum(0, dtype=torch.float64)) / self.n
+        # Whatever is taken off is put back in the end: the mean need not be exact.
+        mean = (ranks.sum(features.sum(0, dtype=work).double()) / self.n).to(work).double()
         self.x = features.to(work, copy=True)
         self.x -= mean.to(work)
         squares = torch.zeros_like(mean)

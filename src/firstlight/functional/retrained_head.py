@@ -79,8 +79,11 @@ def check_examples(features: Tensor, targets: Tensor, num_classes: int, first: i
     if not len(targets):
         return
     # One pass for the usual case; only a sum that is not finite is looked at closely.
-    if not features.sum(dtype=torch.float64).isfinite():
-        row, column = (~features.isfinite()).nonzero()[0].tolist()
+    kind = torch.float64 if features.dtype == torch.float64 else torch.float32
+    suspect = not features.sum(0, dtype=kind).isfinite().all()
+    bad = (~features.isfinite()).nonzero() if suspect else features.new_empty(0)
+    if len(bad):
+        row, column = bad[0].tolist()
         raise ValueError(
             f"features are not finite: example {first + row}, feature {column} is "
             f"{float(features[row, column])}. The backbone put that out: look at this example and "
@@ -88,10 +91,10 @@ def check_examples(features: Tensor, targets: Tensor, num_classes: int, first: i
         )
     low, high = (int(bound) for bound in targets.aminmax())
     if low < 0 or high >= num_classes:
-        bad = int(((targets < 0) | (targets >= num_classes)).nonzero()[0])
+        wrong = int(((targets < 0) | (targets >= num_classes)).nonzero()[0])
         raise ValueError(
-            f"targets must lie in [0, {num_classes}), but example {first + bad} has "
-            f"{int(targets[bad])}; check the labels, or drop what has none"
+            f"targets must lie in [0, {num_classes}), but example {first + wrong} has "
+            f"{int(targets[wrong])}; check the labels, or drop what has none"
         )
 
 
