@@ -186,7 +186,7 @@ def main() -> None:
         "the copy of the features, their spectrum, and the certificate in float64. Medians of two "
         "rounds in turn; ratios of each round, lowest to highest. "
         f"scikit-learn {version('scikit-learn')}. Ill-conditioned: standard deviations over two "
-        "decades, rotated.",
+        "decades, rotated. The pretrained rows need --images and --weights.",
     )
 
 
