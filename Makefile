@@ -54,6 +54,7 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/sharpness_eigenvalue.py
 	$(BIN)/python benchmarks/block_families.py
 	$(BIN)/python benchmarks/unfreezing.py
+	$(BIN)/python benchmarks/last_layer_solver.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

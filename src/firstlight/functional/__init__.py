@@ -1,5 +1,7 @@
 """WHAT is computed: pure functions of tensors, modules and counts; never Lightning."""
 
+from firstlight.functional.calibration import Calibration, calibration, fit_temperature
+from firstlight.functional.class_count_loss import ClassCountLoss
 from firstlight.functional.class_summary import (
     confusion_pairs,
     expected_worst_accuracy,
@@ -7,13 +9,42 @@ from firstlight.functional.class_summary import (
     summarise_classes,
     wilson_interval,
 )
+from firstlight.functional.class_weights import (
+    ClassWeights,
+    RuleUndefinedError,
+    class_weights,
+    effective_dimension,
+)
+from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
+from firstlight.functional.head_baselines import (
+    NearestClassMean,
+    best_tau,
+    class_balanced_retraining,
+    label_over_smoothing,
+    learnable_weight_scaling,
+    tau_normalise,
+)
+from firstlight.functional.head_rules import RULES, HeadRule
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
+from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
 from firstlight.functional.long_tail import (
     long_tailed_counts,
     long_tailed_indices,
     stratified_split,
+)
+from firstlight.functional.long_tail_losses import (
+    BalancedSoftmaxLoss,
+    CDTLoss,
+    ClassBalancedLoss,
+    CosineHead,
+    CostSensitiveLoss,
+    FocalLoss,
+    LabelAwareSmoothingLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    VectorScalingLoss,
 )
 from firstlight.functional.measuring import untouched_batch_norms, warm_batch_norm
 from firstlight.functional.mixing import cutmix, mixup
@@ -25,11 +56,28 @@ from firstlight.functional.per_class import (
     rank_of_target,
     score_examples,
 )
+from firstlight.functional.prior_correction import (
+    EffectivePrior,
+    PriorDistance,
+    correct_logits,
+    effective_prior,
+    prior_distance,
+    prior_offset,
+)
 from firstlight.functional.ranks import Ranks
+from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
+from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
 from firstlight.functional.shot_groups import SHOTS, ShotGroups, shot_groups
+from firstlight.functional.squared_head import (
+    equal_leverage_weights,
+    fit_squared_head,
+    leave_one_out_midpoint,
+)
+from firstlight.functional.sufficient_statistics import LastLayerStatistics
+from firstlight.functional.two_class_theory import TwoClassErrors, two_class_errors
 from firstlight.functional.unfreezing_interval import (
     StabilityRule,
     UnfreezingInterval,
@@ -38,38 +86,82 @@ from firstlight.functional.unfreezing_interval import (
 from firstlight.functional.worst_case import worst_case_sharpness
 
 __all__ = [
+    "RULES",
     "SHOTS",
+    "BalancedSoftmaxLoss",
+    "CDTLoss",
+    "Calibration",
+    "ClassBalancedLoss",
+    "ClassCountLoss",
+    "ClassWeights",
+    "CosineHead",
+    "CostSensitiveLoss",
+    "EffectivePrior",
     "ExampleScores",
     "FisherTrace",
+    "FocalLoss",
+    "HeadFeatures",
+    "HeadRule",
+    "LDAMLoss",
+    "LabelAwareSmoothingLoss",
+    "LastLayerStatistics",
+    "LogitAdjustedLoss",
+    "NearestClassMean",
     "PerClassCounts",
+    "PriorDistance",
     "Ranks",
+    "RetrainedHead",
+    "RetrainedHeads",
+    "RuleUndefinedError",
     "Sharpness",
     "ShotGroups",
     "StabilityRule",
     "TopEigenvalue",
+    "TwoClassErrors",
     "UnfreezingInterval",
+    "VectorScalingLoss",
     "average_sharpness",
+    "best_tau",
+    "calibration",
+    "class_balanced_retraining",
+    "class_weights",
     "confusion_pairs",
+    "correct_logits",
     "cutmix",
+    "deep_feature_reweighting",
     "edge_of_stability",
+    "effective_dimension",
+    "effective_prior",
+    "equal_leverage_weights",
     "example_positions",
     "expected_worst_accuracy",
     "fisher_penalty",
     "fisher_trace",
+    "fit_logistic_head",
+    "fit_squared_head",
+    "fit_temperature",
     "fold_in",
     "hessian_top_eigenvalue",
     "keyed_generator",
+    "label_over_smoothing",
+    "learnable_weight_scaling",
+    "leave_one_out_midpoint",
     "long_tailed_counts",
     "long_tailed_indices",
     "mixup",
     "parameter_blocks",
     "parameter_groups",
     "per_class_rates",
+    "prior_distance",
+    "prior_offset",
     "rank_of_target",
+    "retrain_last_layer",
     "score_examples",
     "shot_groups",
     "stratified_split",
     "summarise_classes",
+    "tau_normalise",
+    "two_class_errors",
     "unfreezing_interval",
     "untouched_batch_norms",
     "warm_batch_norm",
