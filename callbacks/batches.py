@@ -51,22 +51,55 @@ def read_batch(pl_module: Any, batch: Any, who: str, adapter: Adapter | None = N
     own = getattr(pl_module, "adapter", None)
     if callable(own) and not isinstance(own, nn.Module):  # a layer may bear that name
         return Example(*own(batch))
+    network = network_of(pl_module, who)
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
-        return Example(batch[0], batch[1], pl_module)
+        return Example(batch[0], batch[1], network)
     if isinstance(batch, Mapping):
         target = next((key for key in TARGET_KEYS if key in batch), None)
         source = next((key for key in INPUT_KEYS if key in batch), None)
         if target is not None and source is not None:
-            return Example(batch[source], batch[target], pl_module)
+            return Example(batch[source], batch[target], network)
         if target is not None and "input_ids" in batch:
             rest = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-            return Example(rest, batch[target], lambda inputs: pl_module(**inputs))
+            return Example(rest, batch[target], lambda inputs: network(**inputs))
     raise BatchError(
         f"{who} cannot tell inputs from targets in a batch {describe(batch)}. It knows tuples "
         f"(inputs, targets, ...) and mappings with one of {INPUT_KEYS} or 'input_ids' and one of "
         f"{TARGET_KEYS}. {ADAPTER_HINT}"
     )
 
+
+def network_of(pl_module: Any, who: str) -> Callable[..., Any]:
+    """Return the module; where it has steps and no ``forward``, its one child with parameters.
+
+    Where several have some, what is returned raises `BatchError` when called.
+    """
+    if _can_be_called(pl_module):
+        network: Callable[..., Any] = pl_module
+        return network
+    children: dict[str, nn.Module] = dict(pl_module.named_children())
+    held = [name for name, child in children.items() if any(True for _ in child.parameters())]
+    if len(held) == 1 and _can_be_called(children[held[0]]):
+        return children[held[0]]
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise BatchError(
+            f"{who} calls {type(pl_module).__name__} with inputs, but it has no forward, nor one "
+            f"child to call in its place ({', '.join(held) or 'none'} with parameters). Give it a "
+            f"forward(inputs) that returns logits. {ADAPTER_HINT}"
+        )
+
+    return missing
+
+
+def _can_be_called(module: Any) -> bool:
+    home = next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), None)
+    own = home is not None and not home.__module__.startswith(_WITHOUT_FORWARD)
+    return own or "forward" in vars(module) or home is None
+
+
+_WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.", "pytorch_lightning.")
+"""Where ``forward`` is defined of modules that define none of their own."""
 
 ADAPTER_HINT = (
     "Pass adapter=lambda pl_module, batch: (inputs, targets, forward), or give the module a method "

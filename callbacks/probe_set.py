@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from firstlight.callbacks.batches import Adapter, class_targets, read_batch
+from firstlight.callbacks.batches import Adapter, class_targets, network_of, read_batch
 from firstlight.callbacks.classifier_view import Bind, ClassifierView
 from firstlight.callbacks.records import gather, keyed_random_states
 from firstlight.functional.loaders import named_sets
@@ -94,9 +94,10 @@ def collect(
 def plain_pair(module: Any, batch: Any) -> tuple[Any, Any, Any]:
     """An adapter for (inputs, targets), a mapping of inputs being keyword arguments of forward."""
     inputs, targets = batch
+    network = network_of(module, "the probe")
     if isinstance(inputs, Mapping):
-        return inputs, targets, lambda x: module(**x)
-    return inputs, targets, module
+        return inputs, targets, lambda x: network(**x)
+    return inputs, targets, network
 
 
 def fingerprint_of(inputs: Any, targets: Tensor) -> str:

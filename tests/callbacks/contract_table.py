@@ -211,6 +211,18 @@ class OtherPackage(pytorch_lightning.LightningModule):
     test_step, configure_optimizers = TupleBatch.test_step, TupleBatch.configure_optimizers
 
 
+class StepsOnly(L.LightningModule):
+    """No ``forward``: its steps call the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    logits, targets = TupleBatch.logits, TupleBatch.targets
+    training_step, validation_step = TupleBatch.training_step, TupleBatch.validation_step
+    test_step, configure_optimizers = TupleBatch.test_step, TupleBatch.configure_optimizers
+
+
 class Ours(ImageClassifier):
     """firstlight's own module."""
 
@@ -241,7 +253,7 @@ class ModuleCase:
 
 MODULES: Mapping[str, ModuleCase] = {
     "tuple batch": ModuleCase(TupleBatch),
-    "tuple batch, accumulated": ModuleCase(TupleBatch, accumulate=2),
+    "no forward, accumulated": ModuleCase(StepsOnly, accumulate=2),
     "dict batch": ModuleCase(DictBatch, lambda: Images("pixel_values")),
     "object output": ModuleCase(ObjectOutput),
     "tuple output": ModuleCase(TupleOutput),

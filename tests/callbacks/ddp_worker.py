@@ -19,7 +19,7 @@ from firstlight.callbacks import ProbeMonitor
 
 MODULES_RUN = (
     "tuple batch",
-    "tuple batch, accumulated",
+    "no forward, accumulated",
     "dict batch",
     "manual optimisation",
     "text",

@@ -41,7 +41,7 @@ class Rude:
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "warm"])
-@pytest.mark.parametrize("module", ["tuple batch", "tuple batch, accumulated", "compiled"])
+@pytest.mark.parametrize("module", ["tuple batch", "no forward, accumulated", "compiled"])
 def test_a_rude_measure_changes_nothing(module, batch_norm, tmp_path):
     def make():
         return ProbeMonitor(Rude(), every_n_train_steps=1, probe_size=10, batch_norm=batch_norm)

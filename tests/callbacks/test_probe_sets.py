@@ -7,9 +7,9 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CALLBACKS, Images, TupleBatch
+from contract_table import CALLBACKS, Images, ModuleCase, StepsOnly, TupleBatch
 from contract_table import loss_and_logits as measure
-from probe_runs import CASE, EVERYTHING, Plain, fit_data, folder_of, run
+from probe_runs import CASE, EVERYTHING, Plain, fit_data, folder_of, rows, run
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -37,6 +37,29 @@ def test_the_data_modules_probe_is_taken(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "15 examples of OnlyNumbers.probe_dataloader()" in printed
     assert "augmented" not in printed
+
+
+class Apart(StepsOnly):
+    """Its steps call one child after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.fc = self.net[:-1], self.net[-1]
+
+    def logits(self, batch):
+        return self.fc(self.net(batch[0]))
+
+
+def test_steps_that_call_several_children_need_a_forward(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"calls Apart with inputs, but .* \(net, fc with param.*ada"
+    ):
+        run(tmp_path, ProbeMonitor(measure, probe_size=15), case=ModuleCase(Apart))
+    chosen = ProbeMonitor(measure, probe_size=15, adapter=lambda pl_module, batch: (
+        *batch, lambda x: pl_module.fc(pl_module.net(x))
+    ))  # fmt: skip
+    run(tmp_path / "chosen", chosen, case=ModuleCase(Apart))
+    assert rows(tmp_path / "chosen")
 
 
 @pytest.mark.parametrize(
