@@ -93,9 +93,8 @@ def network_of(pl_module: Any, who: str) -> Callable[..., Any]:
 
 
 def _can_be_called(module: Any) -> bool:
-    home = next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), None)
-    own = home is not None and not home.__module__.startswith(_WITHOUT_FORWARD)
-    return own or "forward" in vars(module) or home is None
+    forward = getattr(module, "forward", None)  # what a strategy puts in its place is bound, too
+    return not str(getattr(forward, "__module__", "")).startswith(_WITHOUT_FORWARD)
 
 
 _WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.", "pytorch_lightning.")
