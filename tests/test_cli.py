@@ -16,8 +16,8 @@ from firstlight.runfolder import RunFolder
 ROOT = Path(__file__).parents[1]
 CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
            for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
-KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)]
-         for kind in ("model", "data", "callbacks", "lr_scheduler", "experiment")}  # fmt: skip
+PARTS = ("model", "data", "callbacks", "loss", "lr_scheduler", "experiment")
+KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)] for kind in PARTS}
 TINY = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
@@ -133,7 +133,7 @@ def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in KINDS["data"]])
 def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
-    if name.startswith(("callbacks", "lr_scheduler")):
+    if name.startswith(("callbacks", "loss", "lr_scheduler")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
     small = ["--data.imbalance_factor=2"] if "cifar10_lt" in name else []
     if "resnet50" in name:
