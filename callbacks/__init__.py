@@ -2,6 +2,7 @@
 
 from firstlight.callbacks.fisher_trace import FisherTraceMonitor
 from firstlight.callbacks.gradual_unfreezing import GradualUnfreezing
+from firstlight.callbacks.last_layer_retraining import LastLayerRetraining
 from firstlight.callbacks.per_class import PerClassMonitor
 from firstlight.callbacks.prediction_writer import PredictionWriter
 from firstlight.callbacks.probe import ProbeMonitor
@@ -10,6 +11,7 @@ from firstlight.callbacks.sharpness import SharpnessMonitor
 __all__ = [
     "FisherTraceMonitor",
     "GradualUnfreezing",
+    "LastLayerRetraining",
     "PerClassMonitor",
     "PredictionWriter",
     "ProbeMonitor",

@@ -54,7 +54,7 @@ class Evaluation:
         self.split = split
         self.first = first
         self.dataset = getattr(loader, "dataset", None)
-        self._sampler = _sampler_of(loader)
+        self._sampler = sampler_of(loader)
         self._expected = num_classes
         self._ignore_index = ignore_index
         self.in_order = _visits_in_order(self._sampler, self.dataset)
@@ -225,7 +225,7 @@ def counting(
     return metric if metric.device == home else metric.to(home)
 
 
-def _sampler_of(loader: Any) -> Any:
+def sampler_of(loader: Any) -> Any:
     """The loader's sampler, where batches are cut from it as it comes; otherwise None."""
     batches = getattr(loader, "batch_sampler", None)
     return getattr(loader, "sampler", None) if type(batches) in (NoneType, BatchSampler) else None

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from firstlight.callbacks import (
     FisherTraceMonitor,
     GradualUnfreezing,
+    LastLayerRetraining,
     PerClassMonitor,
     ProbeMonitor,
     SharpnessMonitor,
@@ -422,5 +423,27 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         steps=thaws,
         kind="trainer",
         neutral={"start": "stem"},
+    ),
+    "LastLayerRetraining": CallbackCase(
+        build=lambda **kw: LastLayerRetraining(**{"data": "val", "every_n_epochs": 1, **kw}),
+        keys=tuple(
+            f"retrain/{rule}/{measure}"
+            for rule in ("before", "unweighted", "inverse_frequency", "logit_adjustment")
+            for measure in ("worst", "macro", "micro", "ece", "brier")
+        ),
+        refused=(
+            ({"rule": "cRT"}, "unknown rule 'cRT'; there are unweighted"),
+            ({"rules": ("none",)}, "unknown rule 'none'"),
+            ({"rules": "unweighted"}, "a list of names"),
+            ({"rule": None, "rules": ()}, "at least one"),
+            ({"data": "test"}, "data must be one of holdout, val, train"),
+            ({"ridge": -1}, "ridge must be"),
+            ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
+            ({"ckpt_path": "first"}, "'last' or 'best'"),
+        ),
+        table="events",
+        other={"name": "second"},
+        kind="trainer",
+        neutral={"rule": None},
     ),
 }
