@@ -5,6 +5,7 @@ from firstlight.callbacks.gradual_unfreezing import GradualUnfreezing
 from firstlight.callbacks.last_layer_retraining import LastLayerRetraining
 from firstlight.callbacks.per_class import PerClassMonitor
 from firstlight.callbacks.prediction_writer import PredictionWriter
+from firstlight.callbacks.prior_correction import PriorCorrection
 from firstlight.callbacks.probe import ProbeMonitor
 from firstlight.callbacks.sharpness import SharpnessMonitor
 
@@ -14,6 +15,7 @@ __all__ = [
     "LastLayerRetraining",
     "PerClassMonitor",
     "PredictionWriter",
+    "PriorCorrection",
     "ProbeMonitor",
     "SharpnessMonitor",
 ]

@@ -44,49 +44,52 @@ def check_source(data: object) -> None:
         raise ValueError(f"data must be one of {', '.join(SOURCES)}, not {data!r}")
 
 
-def find_set(trainer: Any, data: Source, who: str) -> LabelledSet:
+def find_set(trainer: Any, data: Source, who: str, option: str = "data") -> LabelledSet:
     """Find the examples; call it in ``setup`` for ``holdout``, later for the others.
 
     Raises:
         ValueError: where there are none, naming the choices.
     """
     if data == "holdout":
-        return _holdout(trainer, who)
-    return _validation(trainer, who) if data == "val" else _training(trainer, who)
+        return _holdout(trainer, who, option)
+    if data == "val":
+        return _validation(trainer, who, option)
+    return _training(trainer, who, option)
 
 
-def _holdout(trainer: Any, who: str) -> LabelledSet:
+def _holdout(trainer: Any, who: str, option: str) -> LabelledSet:
     make = getattr(trainer.datamodule, "holdout_dataloader", None)
     choices = (
         "give the DataModule a holdout_dataloader() of labelled examples that are neither trained "
-        "nor selected on (firstlight's: holdout=0.1), or choose data='val' (validation metrics "
-        "are then no longer independent) or data='train' (features that the backbone has fitted)"
+        f"nor selected on (firstlight's: holdout=0.1), or choose {option}='val' (validation "
+        f"metrics are then no longer independent) or {option}='train' (features that the backbone "
+        "fitted)"
     )
     if not callable(make):
         where = "there is no DataModule"
         if trainer.datamodule is not None:
             where = f"{type(trainer.datamodule).__name__} has no holdout_dataloader()"
-        raise ValueError(f"{who} takes data='holdout', but {where}: {choices}")
+        raise ValueError(f"{who} takes {option}='holdout', but {where}: {choices}")
     try:
         loader = make()
-    except ValueError as error:
-        raise ValueError(f"{who} takes data='holdout', but {error}. Or {choices}") from error
+    except (ValueError, RuntimeError) as error:  # of a DataModule that was not set up for it
+        raise ValueError(f"{who} takes {option}='holdout', but {error}. Or {choices}") from error
     if loader is None:
         raise ValueError(
-            f"{who} takes data='holdout', but holdout_dataloader() gave none: {choices}"
+            f"{who} takes {option}='holdout', but holdout_dataloader() gave none: {choices}"
         )
     return LabelledSet("holdout", loader, f"{type(trainer.datamodule).__name__}'s hold-out")
 
 
-def _validation(trainer: Any, who: str) -> LabelledSet:
+def _validation(trainer: Any, who: str, option: str) -> LabelledSet:
     loaders = named_sets("val", trainer.val_dataloaders)
     if not loaders:
-        raise ValueError(f"{who} takes data='val', but there is no validation data: give some")
+        raise ValueError(f"{who} takes {option}='val', but there is no validation data: give some")
     note = "fitted to validation data: its metrics are no longer independent, report on others."
     return LabelledSet("val", loaders[0][1], "the validation data", (note,))
 
 
-def _training(trainer: Any, who: str) -> LabelledSet:
+def _training(trainer: Any, who: str, option: str) -> LabelledSet:
     note = (
         "features of training data are fitted too well, those of rare classes most of all: a "
         "hold-out is better."
@@ -98,8 +101,8 @@ def _training(trainer: Any, who: str) -> LabelledSet:
     dataset = getattr(loaders[0][1], "dataset", None) if loaders else None
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"{who} takes data='train', but the training data are no data set that can be read a "
-            "second time: give the DataModule a plain_train_dataloader(), or a hold-out"
+            f"{who} takes {option}='train', but the training data are no data set that can be read "
+            "a second time: give the DataModule a plain_train_dataloader(), or a hold-out"
         )
     given = loaders[0][1]
     loader: Any = DataLoader(

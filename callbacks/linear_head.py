@@ -104,7 +104,10 @@ def _calls(module: nn.Module, only: str | None = None) -> Iterator[_Calls]:
         calls.remove()
 
 
-def _view(module: nn.Module, batch: Any, who: str, adapter: Adapter | None) -> ClassifierView:
+def view_of_batch(
+    module: nn.Module, batch: Any, who: str, adapter: Adapter | None
+) -> ClassifierView:
+    """A module seen as a classifier of a batch's inputs."""
     return ClassifierView(module, lambda m: read_batch(m, batch, who, adapter).forward, who)
 
 
@@ -135,12 +138,14 @@ def find_head(module: nn.Module, batch: Any, who: str, adapter: Adapter | None) 
     Raises:
         HeadError: where there is none, naming what makes the logits; or one that cannot be
             refitted: without a bias, re-parametrised, shared with another layer.
+        ValueError: where the logits are not finite.
         BatchError: where the task is no classification.
     """
     inputs, targets, _ = read_batch(module, batch, who, adapter)
     with _calls(module) as calls:
-        logits = _view(module, batch, who, adapter)(inputs)
+        logits = view_of_batch(module, batch, who, adapter)(inputs)
         class_targets(targets, logits.shape[1], who)
+        check_finite(logits, who)
         wanted = logits.log() if are_probabilities(logits) else logits.log_softmax(1)
         makers = {
             name: x
@@ -155,6 +160,16 @@ def find_head(module: nn.Module, batch: Any, who: str, adapter: Adapter | None) 
     assert isinstance(layer, nn.Linear)
     _check_layer(module, layer, name, uses, who)
     return Head(name, layer.out_features, layer.in_features)
+
+
+def check_finite(logits: Tensor, who: str) -> None:
+    """Raise ValueError where logits are not finite, of a diverged module or of bad inputs."""
+    bad = (~logits.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"{who}: the logits of example {int(bad[0])} of the first batch are not finite: look "
+            "for a diverged run, or at this input"
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -247,7 +262,7 @@ def extract(
         try:
             for batch, keep in batches:
                 inputs, targets, _ = read_batch(module, batch, who, adapter)
-                _view(module, batch, who, adapter)(inputs)
+                view_of_batch(module, batch, who, adapter)(inputs)
                 x, y = calls.seen[0][1], class_targets(targets, head.num_classes, who)
                 x = x if x.dtype == torch.float64 else x.float()
                 calls.forget()

@@ -39,7 +39,12 @@ def describe_head(
 
 
 def rewrite_checkpoint(
-    path: Path, content: dict[str, Any], head: Head, new: RetrainedHead, told: dict[str, Any]
+    path: Path,
+    content: dict[str, Any],
+    head: Head,
+    new: RetrainedHead,
+    told: dict[str, Any],
+    key: str = CHECKPOINT_KEY,
 ) -> None:
     """Write a checkpoint with another head, atomically.
 
@@ -52,15 +57,16 @@ def rewrite_checkpoint(
         head: where the head is.
         new: the head.
         told: see `describe_head`.
+        key: where that is kept in the checkpoint.
 
     Raises:
         ValueError: where the checkpoint does not hold the layer.
     """
     kept = dict(content)
-    for key in ("state_dict", "current_model_state"):
-        if key in kept:
-            kept[key] = _with_head(kept[key], head, new)
-    kept[CHECKPOINT_KEY] = told
+    for part in ("state_dict", "current_model_state"):
+        if part in kept:
+            kept[part] = _with_head(kept[part], head, new)
+    kept[key] = told
     with replacing(path) as temporary:
         torch.save(kept, temporary)
 

@@ -35,10 +35,10 @@ def show_scores(
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    columns = ["worst %", "mean %", "all %", *([] if prior is None else ["prior %"])]
+    columns = ["worst", "mean", "all", *([] if prior is None else ["prior"])]
     for column in [*columns, "ECE", "Brier"]:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("worst class", overflow="fold")
+    table.add_column("worst class", no_wrap=True)
     for name, one in scores.items():
         cells = [one.worst, one.macro, one.micro, *([] if prior is None else [one.under(prior)])]
         table.add_row(
@@ -48,7 +48,7 @@ def show_scores(
             names[one.worst_class],
         )
     if prior is not None:
-        table.caption = "prior %: accuracy if classes came as often as in training; mean %: equally"
+        table.caption = "In %; prior: if classes came as often as in training, mean: equally often"
         table.caption_justify = "left"
     console.print(table)
     for name, why in (undefined or {}).items():

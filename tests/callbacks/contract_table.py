@@ -20,6 +20,7 @@ from firstlight.callbacks import (
     GradualUnfreezing,
     LastLayerRetraining,
     PerClassMonitor,
+    PriorCorrection,
     ProbeMonitor,
     SharpnessMonitor,
 )
@@ -445,5 +446,22 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         other={"name": "second"},
         kind="trainer",
         neutral={"rule": None},
+    ),
+    "PriorCorrection": CallbackCase(
+        build=lambda **kw: PriorCorrection(**{"data": "val", **kw}),
+        keys=tuple(
+            f"val/prior_corrected/{measure}"
+            for measure in ("worst", "macro", "micro", "ece", "brier")
+        ),
+        refused=(
+            ({"data": "test"}, "data must be one of holdout, val, train"),
+            ({"prior": [0.5, 0.0, 0.5]}, "prior must be finite and above 0"),
+            ({"tau": float("inf")}, "tau must be finite"),
+            ({"target_prior": [1.0, -1.0]}, "target_prior must be finite and above 0"),
+            ({"offsets": [float("nan"), 0.0]}, "offsets must be finite"),
+            ({"prior": [0.5, 0.5], "offsets": [0.0] * 3}, r"must have shape \(2,\)"),
+        ),
+        table="events",
+        other={"name": "second"},
     ),
 }

@@ -15,7 +15,7 @@ from firstlight.functional.class_weights import (
     class_weights,
     effective_dimension,
 )
-from firstlight.functional.classifier_scores import ClassifierScores, score_classifier
+from firstlight.functional.classifier_scores import ClassifierScores, ScoreSums, score_classifier
 from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
@@ -115,6 +115,7 @@ __all__ = [
     "RetrainedHead",
     "RetrainedHeads",
     "RuleUndefinedError",
+    "ScoreSums",
     "Sharpness",
     "ShotGroups",
     "StabilityRule",
