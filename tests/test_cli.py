@@ -270,14 +270,20 @@ def test_wrong_values_are_refused_before_training(
 
 def test_the_overview_names_commands_and_configs(firstlight):
     printed = firstlight("--help")
-    for command in ("demo", "fit", "validate", "test", "predict", "measure", "export"):
+    for command in (
+        "demo", "fit", "validate", "test", "predict", "measure", "export", "retrain-last-layer",
+        "correct-prior",
+    ):  # fmt: skip
         assert f"\n  {command} " in printed
     assert "experiment/digits_lt" in printed
 
 
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
-    assert "no command 'demp'; there are demo, export, measure, fit" in said
+    assert (
+        "no command 'demp'; there are demo, export, measure, retrain-last-layer, correct-prior, fit"
+        in said
+    )
     assert "Did you mean 'demo'?" in said
 
 
