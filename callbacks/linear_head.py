@@ -255,6 +255,8 @@ def extract(
         BatchError: as `read_batch`.
     """
     ranks, error = Ranks.current(), None
+    device = pl_module.device
+    home = torch.device("cpu") if device.type == "mps" else device  # fits take float64
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     with quiet(pl_module, who, ranks) as module, _calls(module, head.name) as calls:
@@ -266,7 +268,7 @@ def extract(
                 x, y = calls.seen[0][1], class_targets(targets, head.num_classes, who)
                 x = x if x.dtype == torch.float64 else x.float()
                 calls.forget()
-                x, y = keep(x), keep(y.to(x.device))
+                x, y = keep(x).to(home), keep(y).to(home)
                 check_examples(x, y, head.num_classes, sum(map(len, labels)))
                 rows.append(x)
                 labels.append(y)
@@ -275,7 +277,7 @@ def extract(
         except Exception as caught:  # raised on every rank below
             error = caught
         gather_or_raise(ranks, {}, error)
-    return Features(*_joined(rows, labels, head.width, pl_module.device))
+    return Features(*_joined(rows, labels, head.width, home))
 
 
 def _joined(

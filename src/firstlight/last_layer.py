@@ -241,7 +241,7 @@ def _opened(
     head = check_head(module, fit_to.loader, move, who, None)
     lines = [
         f"The last layer is {head.name!r}, {head.width} features to {head.num_classes} classes; "
-        f"{restored.weights} weights; to be fitted to {fit_to.name}, by {origin}.",
+        f"{restored.weights} weights; examples are {fit_to.name}, by {origin}.",
         *fit_to.notes,
     ]
     for line in lines:
