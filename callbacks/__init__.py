@@ -2,16 +2,20 @@
 
 from firstlight.callbacks.fisher_trace import FisherTraceMonitor
 from firstlight.callbacks.gradual_unfreezing import GradualUnfreezing
+from firstlight.callbacks.last_layer_retraining import LastLayerRetraining
 from firstlight.callbacks.per_class import PerClassMonitor
 from firstlight.callbacks.prediction_writer import PredictionWriter
+from firstlight.callbacks.prior_correction import PriorCorrection
 from firstlight.callbacks.probe import ProbeMonitor
 from firstlight.callbacks.sharpness import SharpnessMonitor
 
 __all__ = [
     "FisherTraceMonitor",
     "GradualUnfreezing",
+    "LastLayerRetraining",
     "PerClassMonitor",
     "PredictionWriter",
+    "PriorCorrection",
     "ProbeMonitor",
     "SharpnessMonitor",
 ]

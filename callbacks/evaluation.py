@@ -36,6 +36,7 @@ class Evaluation:
         num_classes: width of the logits, where known beforehand.
         ignore_index: targets that mean "no label".
         first: whether it is the stage's first set.
+        who: named in errors.
 
     Attributes:
         in_order: whether positions are indices of the data set.
@@ -50,11 +51,12 @@ class Evaluation:
         num_classes: int | None,
         ignore_index: int | None,
         first: bool = True,
+        who: str = WHO,
     ) -> None:
-        self.split = split
+        self.split, self.who = split, who
         self.first = first
         self.dataset = getattr(loader, "dataset", None)
-        self._sampler = _sampler_of(loader)
+        self._sampler = sampler_of(loader)
         self._expected = num_classes
         self._ignore_index = ignore_index
         self.in_order = _visits_in_order(self._sampler, self.dataset)
@@ -73,12 +75,12 @@ class Evaluation:
         Returns:
             Sentences that the user should read once.
         """
-        inputs, targets, forward = read_batch(pl_module, batch, WHO, adapter)
+        inputs, targets, forward = read_batch(pl_module, batch, self.who, adapter)
         rows = len(targets) if isinstance(targets, Tensor) and targets.ndim else 0
         outputs = tap.take(rows)
         width = self.metric.num_classes if self.metric else self._expected
         try:
-            chosen, notes = choose_logits(outputs, width, WHO)
+            chosen, notes = choose_logits(outputs, width, self.who)
         except BatchError:
             if forward is pl_module:  # no adapter says which of them is meant
                 raise
@@ -86,19 +88,19 @@ class Evaluation:
         if chosen is not None:
             logits = chosen.logits
         else:
-            logits = _second_forward(pl_module, forward, inputs, targets)
+            logits = _second_forward(pl_module, forward, inputs, targets, self.who)
             notes.append(
                 "the step's own forward did not show which output is the logits (N, C), so every "
                 "batch is put through the model a second time."
             )
         if width is not None and logits.shape[1] != width:
             raise ValueError(
-                f"{WHO}: the logits have {logits.shape[1]} classes, the data {width}. Is the head "
-                "of the right size? (num_classes of the data module, or class_names)"
+                f"{self.who}: the logits have {logits.shape[1]} classes, the data {width}. Is the "
+                "head of the right size? (num_classes of the data module, or class_names)"
             )
         if isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2:
             notes.append("targets are probabilities; examples count for their heaviest class.")
-        self._count(logits, class_targets(targets, logits.shape[1], WHO).to(logits.device))
+        self._count(logits, class_targets(targets, logits.shape[1], self.who).to(logits.device))
         return notes
 
     def _count(self, logits: Tensor, targets: Tensor) -> None:
@@ -225,7 +227,7 @@ def counting(
     return metric if metric.device == home else metric.to(home)
 
 
-def _sampler_of(loader: Any) -> Any:
+def sampler_of(loader: Any) -> Any:
     """The loader's sampler, where batches are cut from it as it comes; otherwise None."""
     batches = getattr(loader, "batch_sampler", None)
     return getattr(loader, "sampler", None) if type(batches) in (NoneType, BatchSampler) else None
@@ -239,7 +241,7 @@ def _visits_in_order(sampler: object, dataset: object) -> bool:
     return isinstance(sampler, SequentialSampler)
 
 
-def _second_forward(pl_module: Any, forward: Any, inputs: Any, targets: Any) -> Tensor:
+def _second_forward(pl_module: Any, forward: Any, inputs: Any, targets: Any, who: str) -> Tensor:
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), _evaluating(pl_module):
         output = forward(inputs)
@@ -247,7 +249,7 @@ def _second_forward(pl_module: Any, forward: Any, inputs: Any, targets: Any) -> 
     if logits is None or not isinstance(targets, Tensor) or len(logits) != len(targets):
         shape = tuple(getattr(output, "shape", ())) or type(output).__name__
         raise BatchError(
-            f"{WHO} is for classification, but found no logits (N, C) with one row a target: "
+            f"{who} is for classification, but found no logits (N, C) with one row a target: "
             f"forward returned {shape}. {ADAPTER_HINT}"
         )
     return logits

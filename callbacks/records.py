@@ -64,6 +64,24 @@ def say(trainer: Any, message: str) -> None:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
 
 
+class Voice:
+    """Says each of a callback's sentences once a run, with the callback's name before it."""
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+        self._said: set[str] = set()
+
+    def forget(self) -> None:
+        """Begin a new run."""
+        self._said.clear()
+
+    def __call__(self, trainer: Any, message: str, sep: str = ": ") -> None:
+        """Print ``<who><sep><message>`` on the first rank, unless that was said."""
+        if message not in self._said:
+            self._said.add(message)
+            say(trainer, f"{self.who}{sep}{message}")
+
+
 def log_scalars(trainer: Any, scalars: Mapping[str, float]) -> None:
     """Send scalars to every logger at once, at the current step, and to ``callback_metrics``.
 

@@ -207,6 +207,10 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         """Batches to train on, augmented and shuffled."""
         return self._train_loader(self._ready.train)
 
+    def plain_train_dataloader(self) -> Any:
+        """The training examples unaugmented, in fixed order: for what is measured on them."""
+        return self._eval_loader(self._ready.train)
+
     def val_dataloader(self) -> Any:
         """Batches for selection; no loader at all where there is no validation set."""
         return [] if self._ready.val is None else self._eval_loader(self._ready.val)

@@ -25,6 +25,7 @@ from firstlight.lightning_modules.checkpoints import (
     warn_of_other_images,
 )
 from firstlight.lightning_modules.datamodule_facts import BuildModel, preprocessing_of
+from firstlight.lightning_modules.loss_counts import give_counts, tell_progress
 from firstlight.lightning_modules.loss_watch import LossWatch
 from firstlight.lightning_modules.measured_module import MeasuredModule
 from firstlight.lightning_modules.optimization import (
@@ -78,7 +79,9 @@ class ImageClassifier(MeasuredModule):
         model_kwargs: further arguments of ``timm.create_model``, plain values.
         loss: a module called with (logits, labels), labels as probabilities (N, C) where images
             are mixed, that returns the batch's mean; or ``{"class_path", "init_args"}``. Default:
-            cross-entropy.
+            cross-entropy. One with ``set_class_counts`` is given the DataModule's
+            ``class_counts``; one with ``set_progress`` hears at each epoch's start how far
+            training is.
         optimizer: a callable that takes parameter groups (a class, a ``functools.partial``), or
             ``{"class_path", "init_args"}``. Default: AdamW, rate 1e-3, decay 0.05.
         lr_scheduler: the same, taking the optimiser. Default: a constant rate.
@@ -207,10 +210,11 @@ class ImageClassifier(MeasuredModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Take names from the DataModule and compare its number of classes.
+        """Take names and counts from the DataModule and compare its number of classes.
 
         Raises:
-            ValueError: when the DataModule has another number of classes.
+            ValueError: when the DataModule has another number of classes, or the loss needs class
+                counts and there are none.
         """
         super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -224,6 +228,8 @@ class ImageClassifier(MeasuredModule):
         if names is not None and len(names) == ours:
             self.class_names = [str(name) for name in names]
         self._preprocessing = preprocessing_of(datamodule)
+        if stage != "predict":
+            self.hparams["loss"] = give_counts(self.loss, self.hparams["loss"], datamodule, ours)
         if stage == "fit":
             self._watch.reset()
             rank_zero_info(f"{self.hparams['model_name']}: {provenance(self.weights_from)}")
@@ -281,6 +287,16 @@ class ImageClassifier(MeasuredModule):
     def _at_logging_step(self, batch_idx: int) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (batch_idx + 1) % every == 0
+
+    def on_train_start(self) -> None:
+        """Begin or continue the metrics; the epoch of a resumed run has no start of its own."""
+        super().on_train_start()
+        tell_progress(self.loss, self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the metrics; tell the loss how far training is."""
+        super().on_train_epoch_start()
+        tell_progress(self.loss, self.trainer)
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, unless the loss has become infinite or NaN."""

@@ -16,8 +16,8 @@ from firstlight.runfolder import RunFolder
 ROOT = Path(__file__).parents[1]
 CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
            for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
-KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)]
-         for kind in ("model", "data", "callbacks", "lr_scheduler", "experiment")}  # fmt: skip
+PARTS = ("model", "data", "callbacks", "loss", "lr_scheduler", "experiment")
+KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)] for kind in PARTS}
 TINY = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
@@ -133,7 +133,7 @@ def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in KINDS["data"]])
 def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
-    if name.startswith(("callbacks", "lr_scheduler")):
+    if name.startswith(("callbacks", "loss", "lr_scheduler")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
     small = ["--data.imbalance_factor=2"] if "cifar10_lt" in name else []
     if "resnet50" in name:
@@ -270,14 +270,20 @@ def test_wrong_values_are_refused_before_training(
 
 def test_the_overview_names_commands_and_configs(firstlight):
     printed = firstlight("--help")
-    for command in ("demo", "fit", "validate", "test", "predict", "measure", "export"):
+    for command in (
+        "demo", "fit", "validate", "test", "predict", "measure", "export", "retrain-last-layer",
+        "correct-prior",
+    ):  # fmt: skip
         assert f"\n  {command} " in printed
     assert "experiment/digits_lt" in printed
 
 
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
-    assert "no command 'demp'; there are demo, export, measure, fit" in said
+    assert (
+        "no command 'demp'; there are demo, export, measure, retrain-last-layer, correct-prior, fit"
+        in said
+    )
     assert "Did you mean 'demo'?" in said
 
 

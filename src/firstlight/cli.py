@@ -21,8 +21,10 @@ COMMANDS = {
     "demo": "firstlight.demo",
     "export": "firstlight.export",
     "measure": "firstlight.measure_options",
+    "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
+    "correct-prior": "firstlight.last_layer_options:correct_command_line",
 }
-"""Commands beside Lightning's: ``command_line`` of the module, or the function of that name."""
+"""Commands beside Lightning's: the function named, ``command_line``, or that of the command."""
 
 USAGE = """\
 [bold]firstlight[/] COMMAND [OPTIONS]; options of a command: firstlight COMMAND --help
@@ -33,6 +35,8 @@ USAGE = """\
   [bold]test[/]      evaluate on the test set
   [bold]predict[/]   write path, class, probability and top-5 for a folder of images
   [bold]measure[/]   Fisher trace and sharpness at a run's checkpoints, after the run
+  [bold]retrain-last-layer[/]  a checkpoint's last layer fitted anew, for the rare classes
+  [bold]correct-prior[/]       the prior that it learned taken out of its bias
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
@@ -125,8 +129,11 @@ def _read(checkpoint: str) -> dict[str, Any]:
 
 def run(command: str, arguments: list[str]) -> None:
     """Run one of `COMMANDS`."""
-    module = import_module(COMMANDS[command])
-    if hasattr(module, "command_line"):
+    path, _, function = COMMANDS[command].partition(":")
+    module = import_module(path)
+    if function:
+        getattr(module, function)(arguments)
+    elif hasattr(module, "command_line"):
         module.command_line(arguments)
     else:
         auto_cli(getattr(module, command), args=arguments, prog=f"firstlight {command}")

@@ -114,7 +114,7 @@ def measure(
     monitors = _monitors(measures, estimator, rho, settings)
     probe = _probe(first, source, probe_size, seed)
     _say_first(first, probe, origin, weights, batch_norm)
-    place = _device(device)
+    place = device_of(device)
     folder = RunFolder.create(output or _beside(path), **_identity(first, source, seed))
     settings |= {"measures": list(measures), "estimator": estimator, "rho": rho,
                  "checkpoints": [str(file) for _, file in found]}  # fmt: skip
@@ -229,7 +229,12 @@ def _kinds(monitor: ProbeMonitor) -> Sequence[str]:
     return [monitor.estimator] if isinstance(monitor, FisherTraceMonitor) else []
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ValueError: where it cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -10,6 +10,9 @@ from firstlight.checkpoints import Weights
 from firstlight.functional.fisher_trace import Estimator
 from firstlight.measure import MEASURES, measure
 
+Option = tuple[dict[str, Any], str]
+"""What ``add_argument`` takes, and the words of the help."""
+
 
 def command_line(arguments: Sequence[str]) -> None:
     """Run ``firstlight measure`` with these arguments."""
@@ -20,11 +23,15 @@ def command_line(arguments: Sequence[str]) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("checkpoints", nargs="+", help="of one run, or folders of them")
-    for name, (options, words) in _OPTIONS.items():
-        # Both spellings, since LightningCLI's options have underscores.
-        names = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        parser.add_argument(*names, help=words, **options)
+    add_options(parser, OPTIONS)
     measure(**vars(parser.parse_args(arguments)))
+
+
+def add_options(parser: argparse.ArgumentParser, options: dict[str, Option]) -> None:
+    """Add options, each in both spellings, since LightningCLI's have underscores."""
+    for name, (settings, words) in options.items():
+        names = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
+        parser.add_argument(*names, help=words, **settings)
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -34,7 +41,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
-_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+OPTIONS: dict[str, Option] = {
     "measures": (
         {"nargs": "+", "choices": MEASURES, "metavar": "MEASURE"},
         f"any of {', '.join(MEASURES)} (default: fisher_trace average)",

@@ -250,3 +250,15 @@ class Offline:
         kinds = type(self.datamodule).__mro__
         owner = next((kind for kind in kinds if hook in vars(kind)), None)
         return owner is not None and owner.__name__ != "DataHooks"
+
+
+class OfflineRun(Offline):
+    """`Offline` with the training and validation loaders of the data."""
+
+    def __init__(self, module: Any, data: Any) -> None:
+        super().__init__(module, data)
+        self.val_dataloaders = self.test_dataloaders = None
+        if self.datamodule is not None:
+            self.train_dataloader = self.datamodule.train_dataloader()
+        if self.datamodule is not None and self._overrides("val_dataloader"):
+            self.val_dataloaders = self.datamodule.val_dataloader()

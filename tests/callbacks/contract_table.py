@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from firstlight.callbacks import (
     FisherTraceMonitor,
     GradualUnfreezing,
+    LastLayerRetraining,
     PerClassMonitor,
+    PriorCorrection,
     ProbeMonitor,
     SharpnessMonitor,
 )
@@ -434,5 +436,44 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         steps=thaws,
         kind="trainer",
         neutral={"start": "stem"},
+    ),
+    "LastLayerRetraining": CallbackCase(
+        build=lambda **kw: LastLayerRetraining(**{"data": "val", "every_n_epochs": 1, **kw}),
+        keys=tuple(
+            f"retrain/{rule}/{measure}"
+            for rule in ("before", "unweighted", "inverse_frequency", "logit_adjustment")
+            for measure in ("worst", "macro", "micro", "ece", "brier")
+        ),
+        refused=(
+            ({"rule": "cRT"}, "unknown rule 'cRT'; there are unweighted"),
+            ({"rules": ("none",)}, "unknown rule 'none'"),
+            ({"rules": "unweighted"}, "a list of names"),
+            ({"rule": None, "rules": ()}, "at least one"),
+            ({"data": "test"}, "data must be one of holdout, val, train"),
+            ({"ridge": -1}, "ridge must be"),
+            ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
+            ({"ckpt_path": "first"}, "'last' or 'best'"),
+        ),
+        table="events",
+        other={"name": "second"},
+        kind="trainer",
+        neutral={"rule": None},
+    ),
+    "PriorCorrection": CallbackCase(
+        build=lambda **kw: PriorCorrection(**{"data": "val", **kw}),
+        keys=tuple(
+            f"val/prior_corrected/{measure}"
+            for measure in ("worst", "macro", "micro", "ece", "brier")
+        ),
+        refused=(
+            ({"data": "test"}, "data must be one of holdout, val, train"),
+            ({"prior": [0.5, 0.0, 0.5]}, "prior must be finite and above 0"),
+            ({"tau": float("inf")}, "tau must be finite"),
+            ({"target_prior": [1.0, -1.0]}, "target_prior must be finite and above 0"),
+            ({"offsets": [float("nan"), 0.0]}, "offsets must be finite"),
+            ({"prior": [0.5, 0.5], "offsets": [0.0] * 3}, r"must have shape \(2,\)"),
+        ),
+        table="events",
+        other={"name": "second"},
     ),
 }

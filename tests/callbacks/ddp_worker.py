@@ -15,7 +15,7 @@ import contract_checks as checks
 from contract_table import CALLBACKS, MODULES, Images, loss_and_logits
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from firstlight.callbacks import ProbeMonitor
+from firstlight.callbacks import LastLayerRetraining, ProbeMonitor
 
 MODULES_RUN = (
     "tuple batch",
@@ -135,6 +135,15 @@ def main(folder: Path) -> None:
         ("split probe", loss_and_logits, split_between_ranks),
     ):
         seen[label] = refusal(case, folder / label, measure, probe)
+    for data in ("val", "train"):  # split by a sampler that repeats; dealt out by the callback
+        callback = LastLayerRetraining(data=data)
+        seen["retrained", data] = trained(case, folder / f"retrained-{data}", [callback])
+        found = callback.result
+        seen["retrained", data] |= {
+            "heads": {rule: head.weight for rule, head in found.heads.heads.items()},
+            "fitted": found.fitted,
+            "scores": {rule: [s.macro, s.brier] for rule, s in found.scores.items()},
+        }  # fmt: skip
     broken = checks.UpdatesFromALocalGradient()
     seen["broken"] = trained(MODULES["tuple batch"], folder / "broken", [broken])
     torch.save(seen, folder / f"rank{rank}.pt")

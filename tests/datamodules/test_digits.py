@@ -84,3 +84,11 @@ def test_resized_to_what_is_asked():
     data.setup("fit")
     for loader in (data.train_dataloader(), data.test_dataloader()):
         assert next(iter(loader))[0].shape == (8, 3, 32, 32)
+
+
+def test_plain_training_images_are_the_originals_in_order():
+    data = DigitsDataModule(channels=1, batch_size=50, mean=[0.0], std=[1.0], imbalance_factor=5)
+    data.setup("fit")
+    images, targets = map(torch.cat, zip(*data.plain_train_dataloader(), strict=True))
+    assert torch.equal(images.mul(255).round().byte(), data._splits.train.images)
+    assert torch.bincount(targets).tolist() == data.class_counts

@@ -15,6 +15,7 @@ from firstlight.functional.class_weights import (
     class_weights,
     effective_dimension,
 )
+from firstlight.functional.classifier_scores import ClassifierScores, ScoreSums, score_classifier
 from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
@@ -94,6 +95,7 @@ __all__ = [
     "ClassBalancedLoss",
     "ClassCountLoss",
     "ClassWeights",
+    "ClassifierScores",
     "CosineHead",
     "CostSensitiveLoss",
     "EffectivePrior",
@@ -113,6 +115,7 @@ __all__ = [
     "RetrainedHead",
     "RetrainedHeads",
     "RuleUndefinedError",
+    "ScoreSums",
     "Sharpness",
     "ShotGroups",
     "StabilityRule",
@@ -156,6 +159,7 @@ __all__ = [
     "prior_offset",
     "rank_of_target",
     "retrain_last_layer",
+    "score_classifier",
     "score_examples",
     "shot_groups",
     "stratified_split",

@@ -1,0 +1,144 @@
+"""Fitting a classifier's last layer anew by several rules, comparing them, and keeping one."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.callbacks.linear_head import Features, Head
+from firstlight.functional import (
+    ClassifierScores,
+    RetrainedHead,
+    RetrainedHeads,
+    retrain_last_layer,
+    score_classifier,
+)
+from firstlight.functional.head_rules import RULES
+from firstlight.functional.ranks import Ranks
+
+DEFAULT_RULES = ("unweighted", "inverse_frequency", "equal_error", "logit_adjustment")
+BEFORE = "before"
+CHUNK = 1 << 22
+"""Most logits held at once."""
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What came of fitting one head by several rules.
+
+    Attributes:
+        head: where it is.
+        heads: by rule, and why some have none.
+        scores: by rule, and of the head as it was under ``"before"``, on the evaluation data.
+        fitted: examples that were fitted to, on all ranks.
+        counts: of each class among them, (K,).
+        notes: sentences that the user should read.
+    """
+
+    head: Head
+    heads: RetrainedHeads
+    scores: dict[str, ClassifierScores]
+    fitted: int
+    counts: Tensor = field(repr=False)
+    notes: tuple[str, ...]
+
+
+def check_rules(rule: str | None, rules: Iterable[str]) -> tuple[str, ...]:
+    """Return the rules to fit, ``rule`` among them.
+
+    Raises:
+        ValueError: on an unknown rule, or none.
+    """
+    if isinstance(rules, str):
+        raise ValueError(f"rules is a list of names, not the text {rules!r}")
+    names = tuple(dict.fromkeys([*rules, *([] if rule is None else [rule])]))
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        raise ValueError(f"unknown rule {unknown[0]!r}; there are {', '.join(RULES)}")
+    if not names:
+        raise ValueError("rules is empty: name at least one")
+    return names
+
+
+def fit_and_compare(
+    module: nn.Module,
+    head: Head,
+    fitted: Features,
+    evaluated: Features,
+    rules: tuple[str, ...],
+    ridge: float,
+) -> Retraining:
+    """Fit a head by each rule, and score all of them beside the one that is there. Collective.
+
+    Nothing changes in the module. The heads are the same on every rank, bit for bit.
+
+    Args:
+        module: holds the head.
+        head: see `find_head`.
+        fitted: this rank's examples to fit to.
+        evaluated: those to score on.
+        rules: names of `RULES`.
+        ridge: see `retrain_last_layer`.
+
+    Raises:
+        ValueError: on a class without examples to fit to, or no example to score on.
+    """
+    ranks, classes = Ranks.current(), head.num_classes
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = retrain_last_layer(
+            fitted.features, fitted.targets, rules, num_classes=classes, ridge=ridge, ranks=ranks
+        )
+    heads = {
+        name: ranks.gather({ranks.rank: one})[0] if ranks.world > 1 else one
+        for name, one in found.heads.items()
+    }
+    notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    notes += [f"{name}: {note}" for name, one in heads.items() for note in one.notes
+              if note not in notes]  # fmt: skip
+    layer, device = head.layer(module), evaluated.features.device
+    rows = max(64, CHUNK // classes)
+
+    def scored(weight: Tensor, bias: Tensor, loss: str = "logistic") -> ClassifierScores:
+        logits = evaluated.logits(weight.to(device), bias.to(device), rows)
+        return score_classifier(
+            logits, classes, probabilities=loss != "squared", device=device, ranks=ranks
+        )
+
+    scores = {BEFORE: scored(layer.weight.detach(), layer.bias.detach())}
+    scores |= {name: scored(one.weight, one.bias, one.loss) for name, one in heads.items()}
+    counts = torch.bincount(fitted.targets, minlength=classes).double()
+    counts = ranks.sum(counts).cpu()
+    return Retraining(
+        head,
+        RetrainedHeads(heads, found.undefined),
+        scores,
+        int(counts.sum()),
+        counts,
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def put_in(module: nn.Module, head: Head, new: RetrainedHead) -> dict[str, Tensor]:
+    """Write a fitted head into the module; return the old ``weight`` and ``bias``."""
+    layer = head.layer(module)
+    old = {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}
+    with torch.inference_mode(False), torch.no_grad():
+        layer.weight.copy_(new.weight)
+        layer.bias.copy_(new.bias)
+    return old
+
+
+def by_measure(scores: dict[str, ClassifierScores]) -> dict[str, float]:
+    """Scalars ``<rule>/worst|macro|micro|ece|brier``, those that are numbers."""
+    wanted: dict[str, Callable[[ClassifierScores], float]] = {
+        "worst": lambda s: s.worst,
+        "macro": lambda s: s.macro,
+        "micro": lambda s: s.micro,
+        "ece": lambda s: s.ece,
+        "brier": lambda s: s.brier,
+    }
+    found = {f"{n}/{m}": get(s) for n, s in scores.items() for m, get in wanted.items()}
+    return {key: value for key, value in found.items() if value == value}
