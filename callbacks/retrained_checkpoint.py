@@ -95,7 +95,7 @@ def write_retrained(
     """
     draft = path.with_name(f".{path.name}.draft")
     # Lightning's own way of writing one, which other callbacks take part in.
-    trainer.save_checkpoint(draft)
+    trainer.save_checkpoint(draft, weights_only=False)  # callbacks' states too, as by default
     if trainer.is_global_zero:
         try:
             # Of this very run, whatever types the user's module put into it.
