@@ -1,9 +1,9 @@
 """The last linear map of anyone's classifier: found by a forward pass, and what it takes in."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from firstlight.callbacks.labelled_sets import own_batches
 from firstlight.callbacks.records import forked_random_states
 from firstlight.functional.ranks import Ranks, gather_or_raise
 from firstlight.functional.retrained_head import check_examples
+
+Found = TypeVar("Found")
 
 
 class HeadError(ValueError):
@@ -211,19 +213,44 @@ def check_head(pl_module: Any, loader: Any, move: Any, who: str, adapter: Adapte
         HeadError, BatchError: as `find_head`.
         ValueError: where the loader is empty on all ranks.
     """
-    ranks = Ranks.current()
-    error, found = None, {}
+    return found_by_first_batch(find_head, pl_module, loader, move, who, adapter)
+
+
+def found_by_first_batch(
+    find: Callable[[nn.Module, Any, str, Adapter | None], Found],
+    pl_module: Any,
+    loader: Any,
+    move: Any,
+    who: str,
+    adapter: Adapter | None,
+) -> Found:
+    """Look for something in the first batch of a loader. Collective; the first rank's holds.
+
+    Args:
+        find: called with the module as `quiet` lends it, a batch, ``who`` and ``adapter``.
+        pl_module: left as it was.
+        loader: of this rank.
+        move: brings a batch to the device.
+        who: named in errors.
+        adapter: see `read_batch`.
+
+    Raises:
+        ValueError: where the loader is empty on all ranks.
+        Exception: what ``find`` raised on any rank, on all of them.
+    """
+    ranks, error = Ranks.current(), None
+    found: dict[int, Found] = {}
     with quiet(pl_module, who, ranks) as module:
         try:
             batch = next(iter(loader), None)
             if batch is not None:
-                found = {ranks.rank: find_head(module, move(batch), who, adapter)}
+                found = {ranks.rank: find(module, move(batch), who, adapter)}
         except Exception as caught:  # raised on every rank below
             error = caught
-        heads = gather_or_raise(ranks, found, error)
-    if not heads:
-        raise ValueError(f"{who}: the loader of the data to fit to gave no batch")
-    return heads[0]
+        everywhere = gather_or_raise(ranks, found, error)
+    if not everywhere:
+        raise ValueError(f"{who}: the loader gave no batch")
+    return everywhere[0]
 
 
 def extract(

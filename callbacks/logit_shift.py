@@ -14,7 +14,12 @@ from firstlight.callbacks.batches import (
     read_batch,
 )
 from firstlight.callbacks.labelled_sets import own_batches
-from firstlight.callbacks.linear_head import check_finite, quiet, view_of_batch
+from firstlight.callbacks.linear_head import (
+    check_finite,
+    found_by_first_batch,
+    quiet,
+    view_of_batch,
+)
 from firstlight.functional.prior_correction import EffectivePrior
 from firstlight.functional.ranks import Ranks, gather_or_raise
 
@@ -113,19 +118,7 @@ def check_maker(
         MakerError, BatchError: as `find_maker`.
         ValueError: where the loader is empty on all ranks.
     """
-    ranks, error = Ranks.current(), None
-    found: dict[int, tuple[str, int]] = {}
-    with quiet(pl_module, who, ranks) as module:
-        try:
-            batch = next(iter(loader), None)
-            if batch is not None:
-                found = {ranks.rank: find_maker(module, move(batch), who, adapter)}
-        except Exception as caught:  # raised on every rank below
-            error = caught
-        makers = gather_or_raise(ranks, found, error)
-    if not makers:
-        raise ValueError(f"{who}: the loader gave no batch")
-    return makers[0]
+    return found_by_first_batch(find_maker, pl_module, loader, move, who, adapter)
 
 
 def estimate_prior(

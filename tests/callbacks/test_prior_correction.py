@@ -82,9 +82,10 @@ def raw(module, indices):
 
 
 def corrected(z, q, target=None, offset=0.0, tau=1.0):
-    """By NumPy, from the equation."""
+    """Posteriors weighed by Bayes' rule and made to sum to 1: probabilities, no logits."""
     u = np.full(CLASSES, 1 / CLASSES) if target is None else np.array(target)
-    return log_softmax(z + offset - tau * np.log(q) + np.log(u / u.sum()), axis=1)
+    weighed = softmax(z + offset, axis=1) * u / q**tau
+    return np.log(weighed / weighed.sum(1, keepdims=True))
 
 
 @pytest.mark.parametrize("target", [None, [0.2, 0.3, 0.5]])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from class_samples import gaussian_classes
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
@@ -28,11 +29,7 @@ N = (80, 30, 10)
 
 
 def sample(n=N, d=4, seed=0):
-    generator = np.random.default_rng(seed)
-    y = np.repeat(np.arange(len(n)), n)
-    x = generator.standard_normal((len(y), d)) + generator.standard_normal((len(n), d))[y]
-    order = generator.permutation(len(y))
-    return torch.tensor(x[order]), torch.tensor(y[order])
+    return gaussian_classes(n, d, seed)
 
 
 def test_crt_approaches_the_weighted_head():

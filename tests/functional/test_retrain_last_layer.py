@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import two_rank_heads
+from class_samples import gaussian_classes
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -27,11 +28,7 @@ N = (90, 40, 12)
 
 
 def sample(n=N, d=5, seed=0):
-    generator = np.random.default_rng(seed)
-    y = np.repeat(np.arange(len(n)), n)
-    x = generator.standard_normal((len(y), d)) + generator.standard_normal((len(n), d))[y]
-    order = generator.permutation(len(y))
-    return torch.tensor(x[order]), torch.tensor(y[order])
+    return gaussian_classes(n, d, seed)
 
 
 def test_all_rules_together_are_each_alone():

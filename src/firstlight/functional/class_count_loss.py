@@ -97,7 +97,7 @@ class ClassCountLoss(nn.Module):
 
     def terms(self, counts: Tensor) -> LossTerms:
         """What follows from counts (K,) float64; a subclass's own."""
-        raise NotImplementedError
+        raise NotImplementedError  # every subclass has its own; this class is no loss by itself
 
     @property
     def prepared(self) -> LossTerms:

@@ -272,7 +272,7 @@ class _Training:
                 for part in torch.split(order.to(y.device), self.batch_size):
                     loss = F.cross_entropy(logits(x[part]), y[part], label_smoothing=self.smoothing)
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
                     optimizer.step()
                     steps += 1
         return steps

@@ -51,21 +51,16 @@ class LastLayerStatistics:
                 f"{size / 2**30:.1f} GiB: pass the weightings to be solved for, (R, K) rows of "
                 "class weights, of each of which one moment is kept"
             )
-        options = {"dtype": torch.float64, "device": device}
-        self.basis = (
-            torch.eye(num_classes, **options)  # type: ignore[call-overload]
-            if weightings is None
-            else weightings.to(device, torch.float64)
-        )
+        basis = torch.eye(num_classes) if weightings is None else weightings
+        self.basis = basis.to(device, torch.float64)
         if self.basis.shape[1:] != (num_classes,) or not self.basis.isfinite().all():
             raise ValueError(f"weightings must be finite, (R, {num_classes})")
         self.by_class = weightings is None
         self.num_features, self.num_classes = num_features, num_classes
-        self.counts = torch.zeros(num_classes, **options)  # type: ignore[call-overload]
-        self.sums = torch.zeros(num_classes, num_features, **options)  # type: ignore[call-overload]
-        self.squares = torch.zeros(num_features, **options)  # type: ignore[call-overload]
-        shape = (len(self.basis), num_features, num_features)
-        self.moments = torch.zeros(shape, **options)  # type: ignore[call-overload]
+        self.counts = self.basis.new_zeros(num_classes)
+        self.sums = self.basis.new_zeros(num_classes, num_features)
+        self.squares = self.basis.new_zeros(num_features)
+        self.moments = self.basis.new_zeros(len(self.basis), num_features, num_features)
         self.shift: Tensor | None = None
 
     def update(self, features: Tensor, targets: Tensor) -> None:
