@@ -7,7 +7,8 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from contract_table import ModuleCase, loss_and_logits
+from contract_modules import ModuleCase
+from contract_table import loss_and_logits
 from torch import nn
 
 from firstlight.callbacks import ProbeMonitor

@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contract_checks as checks
-from contract_table import CALLBACKS, MODULES, Images, loss_and_logits
+from contract_modules import MODULES, Images
+from contract_table import CALLBACKS, loss_and_logits
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from firstlight.callbacks import LastLayerRetraining, ProbeMonitor

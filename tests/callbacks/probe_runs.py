@@ -4,7 +4,8 @@ import contract_checks as checks
 import lightning.pytorch as L
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, Images, TupleBatch
+from contract_modules import MODULES, Images, TupleBatch
+from contract_table import CALLBACKS
 
 from firstlight.runfolder import RunFolder
 

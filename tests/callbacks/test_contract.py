@@ -7,7 +7,8 @@ import sys
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, REFUSED
+from contract_modules import MODULES, REFUSED
+from contract_table import CALLBACKS
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 

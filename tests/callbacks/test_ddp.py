@@ -7,7 +7,8 @@ from pathlib import Path
 import ddp_worker
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES
+from contract_modules import MODULES
+from contract_table import CALLBACKS
 
 from firstlight.callbacks.linear_head import check_head, extract
 from firstlight.callbacks.retraining import DEFAULT_RULES, fit_and_compare

@@ -3,7 +3,8 @@
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, Images, TupleBatch
+from contract_modules import MODULES, Images, TupleBatch
+from contract_table import CALLBACKS
 from torch import nn
 from torch.func import functional_call, grad, vmap
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from contract_table import network
+from contract_modules import network
 
 from firstlight.callbacks.frozen_blocks import FrozenBlocks
 from firstlight.callbacks.update_scale import grown

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import MODULES, Images, ModuleCase, Text, Tokens, TupleBatch
+from contract_modules import MODULES, Images, ModuleCase, Text, Tokens, TupleBatch
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 

@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CLASSES, MODULES, Images, TupleBatch
+from contract_modules import CLASSES, MODULES, Images, TupleBatch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.linear_model import LogisticRegression
 from torch import nn

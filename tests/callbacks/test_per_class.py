@@ -5,7 +5,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CLASSES, MODULES, Images, ModuleCase, TupleBatch, network
+from contract_modules import CLASSES, MODULES, Images, ModuleCase, TupleBatch, network
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from sklearn.metrics import confusion_matrix

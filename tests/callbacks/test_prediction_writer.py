@@ -5,7 +5,7 @@ import csv
 import lightning.pytorch as L
 import pytest
 import torch
-from contract_table import Images, TupleBatch
+from contract_modules import Images, TupleBatch
 from torch.utils.data import DataLoader
 
 from firstlight.callbacks import PredictionWriter

@@ -5,7 +5,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CLASSES, MODULES, Images, TupleBatch
+from contract_modules import CLASSES, MODULES, Images, TupleBatch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import balanced_accuracy_score
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from firstlight.callbacks import PriorCorrection
-from firstlight.callbacks.logit_shift import MakerError
+from firstlight.callbacks.linear_head import check_head
+from firstlight.callbacks.logit_shift import MakerError, check_maker
 from firstlight.functional import CosineHead, LDAMLoss, LogitAdjustedLoss
 from firstlight.runfolder import RunFolder
 
@@ -286,3 +287,9 @@ def test_another_callback_sees_the_corrected_logits(tmp_path):
     found = {float(metrics[f"test/{key}"]) for key in ("per_class/micro", "prior_corrected/micro")}
     assert max(found) == pytest.approx(min(found))
     assert float(metrics["test/prior_uncorrected/micro"]) not in found
+
+
+@pytest.mark.parametrize("look", [check_head, check_maker])
+def test_a_loader_without_a_batch_is_refused(look):
+    with pytest.raises(ValueError, match="X: the loader gave no batch"):
+        look(TupleBatch(), [], lambda batch: batch, "X", None)

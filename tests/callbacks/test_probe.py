@@ -7,7 +7,8 @@ import contract_checks as checks
 import numpy as np
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, TupleBatch
+from contract_modules import MODULES, TupleBatch
+from contract_table import CALLBACKS
 from contract_table import loss_and_logits as measure
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from probe_runs import EVERYTHING, PROBES, every_probe, folder_of, rows, run

@@ -6,7 +6,8 @@ import contract_checks as checks
 import lightning.pytorch as L
 import pytest
 import torch
-from contract_table import CALLBACKS, MODULES, Manual, TupleBatch
+from contract_modules import MODULES, Manual, TupleBatch
+from contract_table import CALLBACKS
 from contract_table import loss_and_logits as measure
 from lightning.pytorch.callbacks import ModelCheckpoint
 from probe_runs import CASE, EVERYTHING, Plain, every_probe, folder_of, run

@@ -7,7 +7,8 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from contract_table import CALLBACKS, Images, ModuleCase, StepsOnly, TupleBatch
+from contract_modules import Images, ModuleCase, StepsOnly, TupleBatch
+from contract_table import CALLBACKS
 from contract_table import loss_and_logits as measure
 from probe_runs import CASE, EVERYTHING, Plain, fit_data, folder_of, rows, run
 from torch.nn import functional as F

@@ -3,7 +3,7 @@
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import TupleBatch
+from contract_modules import TupleBatch
 from contract_table import loss_and_logits as measure
 from probe_runs import folder_of, run
 

@@ -3,7 +3,8 @@
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import MODULES, PROBE, Images, TupleBatch
+from contract_modules import MODULES, Images, TupleBatch
+from contract_table import PROBE
 from torch.autograd.functional import hessian
 from torch.func import functional_call
 from torch.nn import functional as F

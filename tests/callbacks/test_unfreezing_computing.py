@@ -3,7 +3,7 @@
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import CLASSES, ModuleCase, TupleBatch
+from contract_modules import CLASSES, ModuleCase, TupleBatch
 from torch import nn
 
 from firstlight.callbacks import GradualUnfreezing

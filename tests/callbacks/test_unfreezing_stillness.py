@@ -6,7 +6,7 @@ from functools import partial
 import contract_checks as checks
 import pytest
 import torch
-from contract_table import ModuleCase, Ours
+from contract_modules import ModuleCase, Ours
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import get_ema_avg_fn
 
