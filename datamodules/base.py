@@ -16,7 +16,14 @@ from firstlight.datamodules.preprocessing import (
     evaluation_transform,
     resolve_preprocessing,
 )
-from firstlight.datamodules.samplers import ShuffledSampler, fixed_order
+from firstlight.datamodules.samplers import (
+    EXPONENTS,
+    ClassSampler,
+    Sampling,
+    ShuffledSampler,
+    check_sampling,
+    fixed_order,
+)
 from firstlight.datamodules.splits import (
     Protocols,
     Sources,
@@ -47,6 +54,10 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         batch_size: examples per training batch and process.
         eval_batch_size: examples per evaluation batch and process; None: ``batch_size``.
         drop_last: leave out an incomplete last training batch.
+        sampling: ``instance``: every training example once an epoch; ``class_balanced`` and
+            ``square_root``: as many draws, with replacement, of classes in equal shares or in
+            proportion to the root of their size, see `ClassSampler`. The trap: a loss that is
+            weighted or shifted by class counts then corrects a second time.
         protocol: ``honest`` selects on a slice of the training data and leaves the test set alone;
             ``legacy`` validates on the test set, as many long-tail papers do.
         val: share of the training data for validation; None: 0.1 (honest), 0 (legacy). Not cut
@@ -72,6 +83,7 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
+        sampling: Sampling = "instance",
         protocol: Protocols = "honest",
         val: float | None = None,
         holdout: float | None = None,
@@ -90,6 +102,8 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         self.eval_batch_size = _at_least_one("eval_batch_size", eval_batch_size or batch_size)
         self.probe_size = _at_least_one("probe_size", probe_size)
         self.drop_last, self.num_workers, self.predict_dir = drop_last, num_workers, predict_dir
+        check_sampling(sampling)
+        self.sampling: Sampling = sampling
         self.protocol: Protocols = protocol
         self.val, self.holdout = slice_fractions(protocol, val, holdout)
         self._backbone = model_name
@@ -273,7 +287,8 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
             self._ready,
             self.preprocessing,
             self._sources,
-            f"protocol {self.protocol}, seed {self.seed}",
+            f"protocol {self.protocol}, seed {self.seed}"
+            + ("" if self.sampling == "instance" else f", {self.sampling} sampling"),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,7 +321,10 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
     def _train_sampler(self, data: T) -> Sampler[int]:
         if getattr(self.trainer, "overfit_batches", 0) > 0:
             return fixed_order(data, *self._shard)  # Lightning wants no shuffling then
-        return ShuffledSampler(data, self.seed, *self._shard, self._epoch_of_run)
+        how = self.seed, *self._shard, self._epoch_of_run
+        if self.sampling == "instance":
+            return ShuffledSampler(data, *how)
+        return ClassSampler(data.targets, EXPONENTS[self.sampling], *how)
 
     def _epoch_of_run(self) -> int | None:
         if self.trainer is None or not self.trainer.training:

@@ -146,7 +146,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     With a seed, the transform of example i in epoch e draws from torch's CPU generator keyed by
     (seed, e, i), whose state is restored: so the augmentation depends on no worker, order or
-    earlier epoch.
+    earlier epoch. Of an example that is drawn again in an epoch (`Draw`), the key has the number of
+    the draw too.
 
     Args:
         files: paths, targets and class names.
@@ -178,7 +179,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         assert self._transform is not None, "use with_transform first"
         if self._seed is None:
             return self._transform(image), self.targets[index]
-        with keyed_randomness(self._seed, int(self._epoch), index):
+        repeat = getattr(index, "repeat", 0)  # of a sampler with replacement, see Draw
+        keys = (index, repeat) if repeat else (index,)
+        with keyed_randomness(self._seed, int(self._epoch), *keys):
             return self._transform(image), self.targets[index]
 
     def with_transform(

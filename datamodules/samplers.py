@@ -1,9 +1,11 @@
 """Orders of examples that depend on (seed, epoch, rank) and on nothing else."""
 
-from collections.abc import Callable, Iterator, Sized
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from firstlight.functional.seeding import keyed_generator
@@ -48,11 +50,99 @@ class ShuffledSampler(DistributedSampler[int]):
             self.set_epoch(current)
         return self.epoch
 
+    def _order(self, count: int, generator: torch.Generator) -> Sequence[int]:
+        """The epoch's examples, ``count`` of them, the same on every rank."""
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        return order
+
     def __iter__(self) -> Iterator[int]:
         count = len(self.dataset)  # type: ignore[arg-type]  # sized, see the constructor
-        order = torch.randperm(count, generator=keyed_generator(self.seed, self.epoch))
-        padded = order.repeat(-(-self.total_size // count))[: self.total_size]
-        return iter(padded[self.rank :: self.num_replicas][self.start :].tolist())
+        order = self._order(count, keyed_generator(self.seed, self.epoch))
+        padded = (list(order) * -(-self.total_size // count))[: self.total_size]
+        return iter(padded[self.rank :: self.num_replicas][self.start :])
+
+
+class Draw(int):
+    """An example's number that also says how often it was drawn before in the same epoch.
+
+    A data set that keys its augmentations by epoch and number (`ImageFiles`) takes ``repeat`` into
+    the key: a rare class drawn a hundred times an epoch is not augmented a hundred times alike.
+    """
+
+    repeat: int
+
+    def __new__(cls, number: int, repeat: int) -> "Draw":
+        """Make the number; to all but ``repeat`` it is a plain int."""
+        draw = super().__new__(cls, number)
+        draw.repeat = repeat
+        return draw
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How worker processes get it."""
+        return Draw, (int(self), self.repeat)
+
+
+Sampling = Literal["instance", "square_root", "class_balanced"]
+EXPONENTS: dict[Sampling, float] = {"instance": 1.0, "square_root": 0.5, "class_balanced": 0.0}
+"""Exponent q of ``p_k ~ n_k**q``, the share of class k among the draws (arXiv 1910.09217)."""
+
+
+class ClassSampler(ShuffledSampler):
+    """Draw examples with replacement, class k with a probability in proportion to ``n_k**q``.
+
+    q = 0: every class equally often; 1/2: the square root; 1: as often as it is (Kang et al., arXiv
+    1910.09217, eq. 1). Within a class all examples are alike. An epoch has as many draws as there
+    are examples. All ranks draw the same sequence and rank r of W takes positions r, r + W, ..., so
+    that W ranks together see what one process would; torch's ``WeightedRandomSampler`` on every
+    rank would give each its own draws by its own seed, or the same ones to all.
+
+    Yields `Draw`.
+
+    Args:
+        targets: class numbers, one an example.
+        exponent: q, 0 or above.
+        seed: any integer.
+        num_replicas: number of ranks W.
+        rank: this rank.
+        current_epoch: as for `ShuffledSampler`.
+
+    Raises:
+        ValueError: on a negative or infinite exponent.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[int],
+        exponent: float,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        current_epoch: Callable[[], int | None] | None = None,
+    ) -> None:
+        if not 0 <= exponent < float("inf"):
+            raise ValueError(f"exponent must be finite, 0 or above, not {exponent}")
+        super().__init__(targets, seed, num_replicas, rank, current_epoch)
+        labels = torch.as_tensor(targets)
+        counts = torch.bincount(labels).double()
+        self.weights: Tensor = counts[labels] ** (exponent - 1)
+
+    def _order(self, count: int, generator: torch.Generator) -> Sequence[int]:
+        # torch.multinomial takes at most 2**24 examples.
+        ends = self.weights.cumsum(0)
+        points = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+        drawn = torch.searchsorted(ends, points, right=True).clamp(max=count - 1).tolist()
+        before: Counter[int] = Counter()
+        order = []
+        for number in drawn:
+            order.append(Draw(number, before[number]))
+            before[number] += 1
+        return order
+
+
+def check_sampling(sampling: object) -> None:
+    """Raise ValueError on another word than those of `Sampling`."""
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {get_args(Sampling)}, not {sampling!r}")
 
 
 class FixedOrderSampler(DistributedSampler[int], SequentialSampler):

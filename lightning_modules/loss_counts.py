@@ -34,6 +34,12 @@ def give_counts(loss: nn.Module, spec: Spec, datamodule: object, num_classes: in
     if give is None:
         return spec
     kind = type(loss).__name__
+    sampling = offered(datamodule, "sampling") or "instance"
+    if sampling != "instance":
+        rank_zero_warn(
+            f"{kind} corrects for the class counts, and sampling={sampling!r} has done so already: "
+            "rare classes are favoured twice. Unless that is meant, take one of the two"
+        )
     own, found = getattr(loss, "class_counts", None), offered(datamodule, "class_counts")
     counts = None if found is None else [int(count) for count in found]
     if own is not None:

@@ -115,3 +115,9 @@ def test_a_deferred_loss_needs_an_end(counted, make_trainer):
     trainer = make_trainer(max_epochs=-1, max_time="00:00:00:05")
     with pytest.raises(ValueError, match=r"deferred=0.5.*max_epochs"):
         trainer.fit(classifier(ClassBalancedLoss(deferred=0.5)), datamodule=counted)
+
+
+def test_correcting_twice_is_warned_of(counted, make_trainer):
+    counted.sampling = "class_balanced"
+    with pytest.warns(UserWarning, match="LogitAdjustedLoss corrects .* rare classes are favoured"):
+        make_trainer(max_epochs=1).fit(classifier(LogitAdjustedLoss()), datamodule=counted)
