@@ -92,7 +92,8 @@ def tell_progress(loss: nn.Module, trainer: Any) -> None:
     It follows from the epoch alone, so that a resumed run tells the same.
 
     Raises:
-        ValueError: where the run has no end and the loss defers its weights (``deferred``).
+        ValueError: where the run has no end and the loss has weights for a share of it only
+            (``deferred``, ``until``).
     """
     tell: Callable[[float], None] | None = getattr(loss, "set_progress", None)
     if tell is None:
@@ -100,8 +101,9 @@ def tell_progress(loss: nn.Module, trainer: Any) -> None:
     epochs = epochs_of_run(trainer)
     if epochs is not None:
         tell(min(1.0, trainer.current_epoch / epochs) if epochs else 1.0)
-    elif 0 < (getattr(loss, "deferred", 0) or 0) < 1:
+    elif 0 < getattr(loss, "deferred", 0) < 1 or getattr(loss, "until", 1) < 1:
         raise ValueError(
-            f"loss: {type(loss).__name__} leaves its weights out for deferred={loss.deferred} of "
-            "training, but this run has no end that could be told: give the trainer max_epochs"
+            f"loss: {type(loss).__name__} has weights from deferred={loss.deferred} of training "
+            f"until {getattr(loss, 'until', 1)}, but this run has no end that could be told: give "
+            "the trainer max_epochs"
         )

@@ -163,6 +163,17 @@ def test_weights_are_deferred_to_the_papers_epoch():
         loss.set_progress(160)
 
 
+@pytest.mark.parametrize("kind", [ClassBalancedLoss, CostSensitiveLoss])
+def test_weights_end_where_they_shall(kind):
+    z, y = batch()
+    weighted, plain = kind(class_counts=COUNTS)(z, y), torch.nn.functional.cross_entropy(z, y)
+    loss = kind(until=0.4, class_counts=COUNTS)
+    for epoch, want in ((0, weighted), (3, weighted), (4, plain), (10, plain)):
+        loss.set_progress(epoch / 10)
+        torch.testing.assert_close(loss(z, y), want)
+    assert not torch.isclose(plain, weighted)
+
+
 @pytest.mark.parametrize("shape", ["concave", "linear", "convex"])
 def test_label_aware_smoothing(shape):
     """At the ends head and tail; half way sin 45 = .707, 1/2, 1 - cos 45 = .293 of the rise."""
@@ -236,6 +247,8 @@ def test_half_precision_is_computed_in_single(kind):
         (lambda: ClassBalancedLoss(beta=1.0), "beta must lie in"),
         (lambda: ClassBalancedLoss(gamma=-1), "focal exponent must be"),
         (lambda: ClassBalancedLoss(deferred=160), "deferred is a share"),
+        (lambda: ClassBalancedLoss(deferred=0.8, until=0.8), r"until is .* above deferred=0.8"),
+        (lambda: CostSensitiveLoss(until=1.1), "until is a share"),
         (lambda: ClassBalancedLoss(normalise="sum"), "normalise must be"),
         (lambda: CostSensitiveLoss(exponent=math.inf), "exponent must be finite"),
         (lambda: LabelAwareSmoothingLoss(head=1.0), r"must lie in \[0, 1\)"),

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from firstlight.functional import ClassBalancedLoss, LogitAdjustedLoss
+from firstlight.functional import ClassBalancedLoss, CostSensitiveLoss, LogitAdjustedLoss
 from firstlight.lightning_modules import ImageClassifier
 
 COUNTS = [20, 12, 8, 4]
@@ -111,10 +111,18 @@ def test_deferred_weights_resume_to_the_same_end(stop, counted, make_trainer, tm
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
-def test_a_deferred_loss_needs_an_end(counted, make_trainer):
+def test_weights_of_a_first_stage_go_off_at_their_epoch(counted, make_trainer):
+    watch = WatchesWeights()
+    module = classifier(CostSensitiveLoss(deferred=0.25, until=0.75))
+    make_trainer(callbacks=[watch], max_epochs=4).fit(module, datamodule=counted)
+    assert all(weighs == (epoch in (1, 2)) for epoch, weighs in watch.seen)
+
+
+@pytest.mark.parametrize("share", [{"deferred": 0.5}, {"until": 0.5}])
+def test_weights_for_a_share_of_training_need_an_end(share, counted, make_trainer):
     trainer = make_trainer(max_epochs=-1, max_time="00:00:00:05")
-    with pytest.raises(ValueError, match=r"deferred=0.5.*max_epochs"):
-        trainer.fit(classifier(ClassBalancedLoss(deferred=0.5)), datamodule=counted)
+    with pytest.raises(ValueError, match=r"deferred=0.* until .*max_epochs"):
+        trainer.fit(classifier(ClassBalancedLoss(**share)), datamodule=counted)
 
 
 def test_correcting_twice_is_warned_of(counted, make_trainer):

@@ -47,8 +47,9 @@ class ClassCountLoss(nn.Module):
     Args:
         class_counts: training examples of each class, (K,), each at least 1; None: set later.
         focus: exponent of the focal factor ``(1 - p_y)**focus``; 0 for none.
-        deferred: share of training, in [0, 1], during which weights are left out; above 0 it has
-            to be told of progress by ``set_progress``.
+        deferred: share of training, in [0, 1], during which weights are left out at first; above 0
+            the loss has to be told of progress by ``set_progress``.
+        until: share of training after which weights are left out; below 1 likewise.
         normalise: divide the weighted sum by the batch's weights (as
             ``torch.nn.CrossEntropyLoss`` and published runs do) or by its count of examples.
 
@@ -62,15 +63,21 @@ class ClassCountLoss(nn.Module):
         focus: float = 0.0,
         deferred: float = 0.0,
         normalise: Literal["weights", "count"] = "weights",
+        until: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= deferred <= 1:
             raise ValueError(f"deferred is a share of training in [0, 1], not {deferred}")
+        if not deferred < until <= 1 and not deferred == until == 1:
+            raise ValueError(
+                f"until is a share of training above deferred={deferred}, at most 1, not {until}: "
+                "weights act from the one to the other"
+            )
         if not 0 <= focus < float("inf"):
             raise ValueError(f"the focal exponent must be finite, 0 or above, not {focus}")
         if normalise not in ("weights", "count"):
             raise ValueError(f"normalise must be 'weights' or 'count', not {normalise!r}")
-        self.deferred, self.normalise = deferred, normalise
+        self.deferred, self.until, self.normalise = deferred, until, normalise
         self._focus = focus
         self._progress: float | None = None
         self._terms: LossTerms | None = None
@@ -157,17 +164,18 @@ class ClassCountLoss(nn.Module):
             )
 
     def _weighs(self) -> bool:
-        if not self.deferred:
+        if not self.deferred and self.until == 1:
             return True
         if self._progress is None:
             if self.training:
                 raise RuntimeError(
-                    f"deferred={self.deferred} needs to know how far training is: call "
-                    "set_progress(epoch / max_epochs) when an epoch begins"
+                    f"deferred={self.deferred}, until={self.until} need to know how far training "
+                    "is: call set_progress(epoch / max_epochs) when an epoch begins"
                 )
             return True
         # Epoch 160 of 200 has progress .8 exactly in the paper's schedule, not in floating point.
-        return self._progress >= self.deferred - 1e-9
+        ended = self.until < 1 and self._progress >= self.until - 1e-9
+        return self._progress >= self.deferred - 1e-9 and not ended
 
     def _on(self, logits: Tensor) -> LossTerms:
         place = logits.device, logits.dtype

@@ -93,6 +93,7 @@ class ClassBalancedLoss(ClassCountLoss):
         gamma: focal exponent.
         deferred: share of training without weights.
         normalise: see `ClassCountLoss`.
+        until: share of training after which weights are left out again.
         class_counts: see `ClassCountLoss`.
     """
 
@@ -103,9 +104,10 @@ class ClassBalancedLoss(ClassCountLoss):
         deferred: float = 0.0,
         normalise: Normalise = "weights",
         class_counts: Sequence[int] | None = None,
+        until: float = 1.0,
     ) -> None:
         class_weights([1, 1], "effective_number", beta=beta)
-        super().__init__(None, gamma, deferred, normalise)
+        super().__init__(None, gamma, deferred, normalise, until)
         self.beta, self.gamma = beta, gamma
         _give(self, class_counts)
 
@@ -122,6 +124,7 @@ class CostSensitiveLoss(ClassCountLoss):
         exponent: 1 is inverse frequency, .5 the safer square root.
         deferred: share of training without weights.
         normalise: see `ClassCountLoss`.
+        until: share of training after which weights are left out again.
         class_counts: see `ClassCountLoss`.
     """
 
@@ -131,9 +134,10 @@ class CostSensitiveLoss(ClassCountLoss):
         deferred: float = 0.0,
         normalise: Normalise = "weights",
         class_counts: Sequence[int] | None = None,
+        until: float = 1.0,
     ) -> None:
         _check_finite(exponent=exponent)
-        super().__init__(None, 0.0, deferred, normalise)
+        super().__init__(None, 0.0, deferred, normalise, until)
         self.exponent = exponent
         _give(self, class_counts)
 
