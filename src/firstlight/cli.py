@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "firstlight.demo",
     "export": "firstlight.export",
     "measure": "firstlight.measure_options",
+    "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",
 }
@@ -37,6 +38,7 @@ USAGE = """\
   [bold]measure[/]   Fisher trace and sharpness at a run's checkpoints, after the run
   [bold]retrain-last-layer[/]  a checkpoint's last layer fitted anew, for the rare classes
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
+  [bold]table[/]     methods by data sets over seeds, mean and deviation, from run folders
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
