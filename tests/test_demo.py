@@ -11,6 +11,7 @@ from firstlight.runfolder import RunFolder, RunFolderError
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """The folder of a run, and what it printed in ``said.txt``."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

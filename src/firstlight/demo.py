@@ -10,7 +10,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
-from firstlight.callbacks import FisherTraceMonitor, PerClassMonitor, SharpnessMonitor
+from firstlight.callbacks import (
+    FisherTraceMonitor,
+    PerClassMonitor,
+    PriorCorrection,
+    SharpnessMonitor,
+)
 from firstlight.datamodules import DigitsDataModule
 from firstlight.figures import per_class_figure
 from firstlight.lightning_modules import ImageClassifier
@@ -26,6 +31,8 @@ def demo(
     seed: int = 0,
 ) -> None:
     """Train a small network on long-tailed digits: its first steps, and what became of each class.
+
+    Then the prior that it learned is taken out of its logits, and each class shown before and after.
 
     Args:
         output: where the run goes.
@@ -82,10 +89,23 @@ def demo(
     run = monitor.records.folder.path
     figure = per_class_figure(run)
     console.print(
+        "\nThe network has learned that nines are rare. [bold]PriorCorrection[/] takes that out of "
+        "its logits, without training anything:\n"
+    )
+    after = Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[PriorCorrection(data="train", run_dir=str(output / "prior_correction"))],
+    )
+    after.test(model, datamodule=data, verbose=False)
+    console.print(
         f"\nEvery class:    {figure}\n"
         f"Early training: {run / 'figures' / 'early_training.png'}\n"
         f"The run folder: {run}\n\n[bold]Next[/]\n"
         "  your own trainer    Trainer(callbacks=\\[PerClassMonitor(), FisherTraceMonitor()])\n"
+        "  the rare classes    LastLayerRetraining(), PriorCorrection(): docs/long_tail.md\n"
         "  from a YAML file    firstlight fit --config firstlight:experiment/digits_lt\n"
         "  all configs         firstlight --help\n"
     )
