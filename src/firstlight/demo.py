@@ -32,7 +32,7 @@ def demo(
 ) -> None:
     """Train a small network on long-tailed digits: its first steps, and what became of each class.
 
-    Then the prior that it learned is taken out of its logits, and each class shown before and after.
+    Then the prior that it learned is taken out of its logits: each class before and after.
 
     Args:
         output: where the run goes.
