@@ -1,11 +1,14 @@
 """Runs whose seed noise and class effects are known: independent errors around latent chances."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.functional import ScoredRuns
+from firstlight.runfolder import RunFolder, fingerprint
 
 Floats = NDArray[np.float64]
 
@@ -95,3 +98,36 @@ def with_effects(
             if change * (-1 if rank < each else 1) >= 0.3:
                 chances[i], moved = to, moved + abs(change)
     return chances, np.isin(np.arange(cell.classes), chosen)
+
+
+def write_runs(
+    root: Path,
+    runs: ScoredRuns,
+    arms: list[dict[str, Any]],
+    generator: np.random.Generator,
+    split: str = "test",
+) -> list[Path]:
+    """Write a run folder for each run, as PerClassMonitor does; ``arms`` are values for run.json.
+
+    A wrong image is taken for the next class or the one after.
+    """
+    paths, targets, classes = [], runs.targets, runs.num_classes
+    names = [f"class {c}" for c in range(classes)]
+    for number, (right, arm) in enumerate(zip(runs.correct, runs.arms, strict=True)):
+        wrong = (targets + generator.integers(1, 3, len(targets))) % classes
+        chance = generator.uniform(0.3, 1, len(targets)).astype(np.float32)
+        folder = RunFolder.create(
+            root / f"run-{number}", run_id=f"{number:012d}", status="finished", seed=number,
+            split=split, targets_sha256=fingerprint(targets.tolist()),
+            classes_sha256=fingerprint(names), **arms[arm],
+        )  # fmt: skip
+        folder.write("classes", {"class": range(classes), "name": names})
+        columns = {
+            "idx": np.arange(len(targets)), "target": targets.astype(np.int32),
+            "pred": np.where(right, targets, wrong).astype(np.int32), "p_true": chance,
+            "p_pred": chance, "nll": -np.log(chance), "brier": chance,
+            "rank_true": np.where(right, 1, 2).astype(np.int32),
+        }  # fmt: skip
+        folder.write("predictions", columns, step=1000, epoch=9, split=split)
+        paths.append(folder.path)
+    return paths

@@ -18,6 +18,7 @@ from firstlight.lightning_modules import ImageClassifier
 from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
+    "compare": "firstlight.compare_options",
     "demo": "firstlight.demo",
     "export": "firstlight.export",
     "measure": "firstlight.measure_options",
@@ -37,6 +38,7 @@ USAGE = """\
   [bold]measure[/]   Fisher trace and sharpness at a run's checkpoints, after the run
   [bold]retrain-last-layer[/]  a checkpoint's last layer fitted anew, for the rare classes
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
+  [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:

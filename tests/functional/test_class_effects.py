@@ -155,6 +155,14 @@ def test_shrinking_keeps_all_without_noise_and_nothing_of_noise_alone():
     np.testing.assert_allclose(shrink_effects(effect, np.full(4, 9.0)), effect.mean())
 
 
+def test_half_noise_is_half_kept():
+    """Noise of half the effects' variance: numpy's variance, no formula of shrinkage."""
+    effect = np.array([-0.3, -0.1, 0.0, 0.2, 0.6])
+    se = np.full(5, np.sqrt(np.var(effect, ddof=1) / 2))
+    expected = (effect + effect.mean()) / 2
+    np.testing.assert_allclose(shrink_effects(effect, se), expected, rtol=1e-9)
+
+
 def test_shrunk_effects_have_the_least_error():
     """For normal effects of known spread the best there is: their posterior mean."""
     generator = np.random.default_rng(0)

@@ -23,6 +23,16 @@ def test_one_run_an_arm_flips_the_images_that_differ():
     assert np.isnan(band.phi) and band.widened == 1
 
 
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_level_is_that_of_the_binomial(level):
+    """All of 400 images differ: quantiles of 2 Binomial(400, 1/2) - 400, to one flip."""
+    correct = np.stack([np.arange(400) % 2, 1 - np.arange(400) % 2])
+    band = null_band(ScoredRuns(correct, np.zeros(400, int), [0, 1]), draws=DRAWS, level=level)
+    flips = [(one[0] * 400 + 400) / 2 for one in (band.low, band.median, band.high)]
+    expected = binom(400, 0.5).ppf([(1 - level) / 2, 0.5, (1 + level) / 2])
+    np.testing.assert_allclose(flips, expected, atol=1)
+
+
 CASES = {
     "2 + 3": ([0, 0, 1, 1, 1], [-1.0, 1.0]),
     "slope": ([0, 1, 1, 2], [-0.7, -0.1, 0.8]),
@@ -118,7 +128,7 @@ def test_centred_band_has_no_mean():
 def test_chunks_and_seeds(monkeypatch):
     runs = null_runs(Cell(60, 20, 0.7, 0.1), 2, np.random.default_rng(0))
     whole = null_band(runs, draws=2000)
-    monkeypatch.setitem(null_band.__globals__, "CHUNK", 1000)
+    monkeypatch.setitem(null_band.__globals__, "CHUNK", 3000)
     parts = null_band(runs, draws=2000)
     assert len(parts.smallest) == 2000
     np.testing.assert_allclose(whole.low, parts.low, atol=0.03)

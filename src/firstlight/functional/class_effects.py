@@ -165,6 +165,16 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return q
 
 
+def convincing(effect: Floats, q: Floats, least: float, rate: float = 0.05) -> NDArray[np.bool_]:
+    """Say which classes to report: q below ``rate`` *and* an effect of at least ``least`` in size.
+
+    With many runs tiny effects have a low q, and the largest effects alone are chance. A class of
+    unknown q is not reported.
+    """
+    found: NDArray[np.bool_] = (q < rate) & (np.abs(effect) >= least)
+    return found
+
+
 def shrink_effects(effect: Floats, se: Floats) -> Floats:
     """Draw effects towards their mean by the share of their variance that is noise.
 

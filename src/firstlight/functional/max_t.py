@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from firstlight.functional.moderated_t import moderated_t
+from firstlight.functional.moderated_t import effects_and_errors
 from firstlight.functional.scored_runs import Floats, ScoredRuns, contrast
 
 
@@ -64,10 +64,12 @@ def max_t_permutations(
     accuracy, n = runs.accuracy, runs.n
     everything = len(w) == 2 and comb(len(runs.arms), int(runs.replicas[0])) <= relabelings
     labels = _all_of_two(runs.arms) if everything else _drawn(runs.arms, relabelings, seed)
-    sizes = [
-        np.abs(moderated_t(accuracy, n, arms, w, centred=centred, moderate=moderate, trend=trend).t)
-        for arms in labels
-    ]
+    sizes = []
+    for relabelled in labels:
+        effect, se, _, _ = effects_and_errors(
+            accuracy, n, relabelled, w, centred=centred, moderate=moderate, trend=trend
+        )
+        sizes.append(np.abs(effect / se))
     largest = np.nanmax(sizes, axis=1)
     # Relabelings that mirror the true one have its |t| but for rounding.
     reached = largest[:, None] >= sizes[0] * (1 - 1e-9)

@@ -138,6 +138,30 @@ def moderated_t(
     Raises:
         ValueError: on weights that are no contrast, or fewer classes than a prior needs.
     """
+    effect, se, prior, df = effects_and_errors(
+        accuracy, n, arms, weights, centred=centred, moderate=moderate, trend=trend
+    )
+    t = effect / se
+    p = 2 * student.sf(np.abs(t), df) if df else t
+    return ModeratedT(effect, se, t, p, df, prior.d0, prior.u0)
+
+
+def effects_and_errors(
+    accuracy: ArrayLike,
+    n: ArrayLike,
+    arms: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    centred: bool = False,
+    moderate: bool | None = None,
+    trend: bool = False,
+) -> tuple[Floats, Floats, VariancePrior, float]:
+    """What `moderated_t` needs before it asks for p-values; its arguments.
+
+    Returns:
+        Effects, standard errors, prior (all (C,), NaN for a class without images) and degrees of
+        freedom.
+    """
     x, n, arms = np.asarray(accuracy, np.float64), np.asarray(n, np.float64), np.asarray(arms)
     replicas = np.bincount(arms)
     w = contrast(weights, len(replicas))
@@ -147,10 +171,10 @@ def moderated_t(
     if centred:
         x = x - x.mean(1, keepdims=True)
     means = np.stack([x[arms == arm].mean(0) for arm in range(len(replicas))])
-    effect, d = w @ means, int(replicas.sum() - len(replicas))
+    effect, d = _spread(w @ means, present), int(replicas.sum() - len(replicas))
     if d == 0:
         unknown = np.full(len(n), np.nan)
-        return ModeratedT(_spread(effect, present), unknown, unknown, unknown, 0.0, np.nan, unknown)
+        return effect, unknown, VariancePrior(np.nan, unknown, unknown), 0.0
     squares = ((x - means[arms]) ** 2).sum(0) / d
     u = images * np.maximum(squares, 1 / (12 * images**2))
     if len(u) >= MODERATED_FROM if moderate is None else moderate:
@@ -158,12 +182,9 @@ def moderated_t(
         prior = moderate_variances(u, d, spread)
     else:
         prior = VariancePrior(0.0, np.full(len(u), np.nan), u)
-    df = float(min(prior.d0 + d, len(u) * d))
     se = np.sqrt(prior.posterior / images * (w**2 / replicas).sum())
-    t = effect / se
-    p = 2 * student.sf(np.abs(t), df)
-    effect, se, t, p = (_spread(values, present) for values in (effect, se, t, p))
-    return ModeratedT(effect, se, t, p, df, prior.d0, _spread(prior.u0, present))
+    whole = VariancePrior(prior.d0, _spread(prior.u0, present), _spread(prior.posterior, present))
+    return effect, _spread(se, present), whole, float(min(prior.d0 + d, len(u) * d))
 
 
 def _spread(values: Floats, present: NDArray[np.bool_]) -> Floats:
