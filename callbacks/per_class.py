@@ -47,6 +47,9 @@ class PerClassMonitor(StageCallback):
             the splits and keys.
         run_dir: the run folder, by default ``<trainer.log_dir>/firstlight``.
         adapter: ``(pl_module, batch) -> (inputs, targets, forward)`` for unusual batches.
+        study: what this run is part of, for ``firstlight compare``, kept in ``run.json``: any of
+            ``arm`` (a name that runs of other seeds share), ``factor`` (what the arms differ by)
+            and ``strength`` (how much of it, a number).
 
     Raises:
         ValueError: on a bad argument.
@@ -65,6 +68,7 @@ class PerClassMonitor(StageCallback):
         name: str | None = None,
         run_dir: str | None = None,
         adapter: Adapter | None = None,
+        study: Mapping[str, str | float] | None = None,
     ) -> None:
         unknown = sorted(set(stages) - set(STAGES))
         if unknown or not stages or isinstance(stages, str):
@@ -88,7 +92,7 @@ class PerClassMonitor(StageCallback):
         self.worst = worst
         self.name = name
         self.adapter = adapter
-        self.records = RunRecords(run_dir)
+        self.records = RunRecords(run_dir, study)
         self._tap: LogitsTap | None = None
         # By stage: a validation runs in the middle of a training epoch.
         self._running: dict[Stage, dict[str, Evaluation]] = {}

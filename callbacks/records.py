@@ -1,5 +1,6 @@
 """Where a callback's numbers go: loggers, callback metrics, the run folder, the terminal."""
 
+import math
 import os
 import platform
 import random
@@ -93,16 +94,37 @@ def log_scalars(trainer: Any, scalars: Mapping[str, float]) -> None:
         logger.log_metrics(dict(scalars), step=trainer.global_step)
 
 
+STUDY_KEYS = ("arm", "factor", "strength")
+"""What ``run.json`` says of a run's place in a study."""
+
+
+def _checked_study(study: Mapping[str, str | float]) -> dict[str, str | float]:
+    unknown = sorted(set(study) - set(STUDY_KEYS))
+    if unknown:
+        raise ValueError(f"study has keys {unknown}; known are {', '.join(STUDY_KEYS)}")
+    strength = study.get("strength", 0.0)
+    if isinstance(strength, str | bool) or not math.isfinite(strength):
+        raise ValueError(f"study's strength must be a finite number, got {strength!r}")
+    return {key: value if key == "strength" else str(value) for key, value in study.items()}
+
+
 class RunRecords:
     """One callback's access to the run folder; every method may be called on every rank.
 
     Args:
         run_dir: the folder, or None for ``<trainer.log_dir>/firstlight``; made unique, never
             overwritten, kept in the checkpoint and used again on resume.
+        study: values of `STUDY_KEYS` for ``run.json``.
+
+    Raises:
+        ValueError: on other keys, or a strength that is no finite number.
     """
 
-    def __init__(self, run_dir: str | None = None) -> None:
+    def __init__(
+        self, run_dir: str | None = None, study: Mapping[str, str | float] | None = None
+    ) -> None:
         self.run_dir = run_dir
+        self.study = _checked_study(study or {})
         self.folder: RunFolder | None = None
         self._opened_for: ref[Any] | None = None
         self.start()
@@ -132,6 +154,8 @@ class RunRecords:
         if self.run_dir not in shared:
             shared[self.run_dir] = self._find(trainer, pl_module, log_dir)
         self.folder = shared[self.run_dir]
+        if self.study:  # another callback may have made the folder
+            self.folder.update(**self.study)
 
     def _find(self, trainer: Any, pl_module: Any, log_dir: str | None) -> RunFolder:
         resumed = self._restored if trainer.state.fn == "fit" else None

@@ -18,6 +18,7 @@ from firstlight.lightning_modules import ImageClassifier
 from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
+    "compare": "firstlight.compare_options",
     "demo": "firstlight.demo",
     "export": "firstlight.export",
     "measure": "firstlight.measure_options",
@@ -39,6 +40,7 @@ USAGE = """\
   [bold]retrain-last-layer[/]  a checkpoint's last layer fitted anew, for the rare classes
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
   [bold]table[/]     methods by data sets over seeds, mean and deviation, from run folders
+  [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:

@@ -10,7 +10,7 @@ looks at. Nothing here knows about trainers.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -114,6 +114,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def new_folder(path: str | Path) -> Path:
+    """Make a folder that did not exist, at ``path`` or the first free ``path-1``, ``path-2``..."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    candidate, number = path, 0
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+
+
 def fingerprint(values: object) -> str:
     """sha256 of a value's JSON, to tell whether two runs saw the same thing."""
     return sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
@@ -142,17 +156,9 @@ class RunFolder:
         Raises:
             TypeError: on a key that is not in `RUN_KEYS`.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        candidate, number = path, 0
-        while True:
-            try:
-                candidate.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-                candidate = path.with_name(f"{path.name}-{number}")
-        folder = cls(candidate, {"schema_version": SCHEMA_VERSION, **dict.fromkeys(RUN_KEYS)})
+        folder = cls(
+            new_folder(path), {"schema_version": SCHEMA_VERSION, **dict.fromkeys(RUN_KEYS)}
+        )
         folder.update(**run)
         return folder
 
@@ -219,8 +225,7 @@ class RunFolder:
             if not re.fullmatch(r"\w+", table):
                 raise ValueError(f"a table's name has letters, digits and '_' only, not {table!r}")
             schema = TABLES.get(table, MEASURE)
-            safe = re.sub(r"[^\w.-]+", "_", split or "all")
-            file = self.path / table / f"{step:09d}-{safe}.parquet"
+            file = self.path / table / f"{step:09d}-{_as_name(split or 'all')}.parquet"
             fixed = {"step": step, "epoch": epoch}
             if "split" in schema.names:
                 fixed["split"] = split
@@ -242,12 +247,35 @@ class RunFolder:
         files = [file] if file.exists() else sorted((self.path / table).glob("[0-9]*.parquet"))
         return pa.concat_tables([schema.empty_table(), *(_read(f, schema) for f in files)])
 
+    def splits(self, table: str) -> list[str]:
+        """Splits that a table has parts of, as they stand in the names of files."""
+        files = (self.path / table).glob("[0-9]*.parquet")
+        return sorted({file.stem.partition("-")[2] for file in files})
+
+    def read_last(self, table: str, split: str, columns: Sequence[str]) -> pa.Table:
+        """Read some columns of the last step's part of one split.
+
+        Raises:
+            RunFolderError: where there is none, saying which splits there are, or naming the part
+                that cannot be read.
+        """
+        files = sorted((self.path / table).glob(f"[0-9]*-{_as_name(split)}.parquet"))
+        if not files:
+            there = ", ".join(self.splits(table)) or "none"
+            raise RunFolderError(f"{self.path} has no {table} of {split!r}; there are: {there}")
+        fields = TABLES.get(table, MEASURE)
+        return _read(files[-1], pa.schema([fields.field(name) for name in columns]))
+
     def truncate(self, step: int) -> list[Path]:
         """Remove the parts written after ``step``, which a resumed run will write again."""
         later = [file for file in self.path.glob("*/[0-9]*.parquet") if int(file.name[:9]) > step]
         for file in later:
             file.unlink()
         return later
+
+
+def _as_name(split: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", split)
 
 
 def _as_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
@@ -265,7 +293,7 @@ def _as_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
 def _read(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         # Not read_table: it would add columns from folder names.
-        part = pq.ParquetFile(file).read()
+        part = pq.ParquetFile(file).read(columns=schema.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise RunFolderError(f"{file} cannot be read ({error}); remove it to go on") from error
     # Columns that an older version did not write are null.

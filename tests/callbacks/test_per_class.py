@@ -473,3 +473,17 @@ def test_examples_have_the_colours_of_the_images(tmp_path):
     for item in (pixels, scaled):
         image = _image([(item, 0)], 0, told)
         assert image.getpixel((2, 2)) == (10, 120, 250)
+
+
+def test_a_run_says_its_place_in_a_study(tmp_path):
+    """Also where another callback made the run folder first."""
+    study = {"arm": "crop .08", "factor": "crop", "strength": 0.08}
+    case = MODULES["tuple batch"]
+    monitors = [PerClassMonitor(name="first"), PerClassMonitor(study=study)]
+    trainer = case.trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=monitors,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.validate(case.build(), case.loader(), verbose=False)
+    run = run_of(tmp_path).run
+    assert {key: run[key] for key in study} == study

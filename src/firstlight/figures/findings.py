@@ -26,6 +26,17 @@ def short(value: float) -> str:
     return f"{float(f'{value:.2g}'):,g}"
 
 
+def points(value: float) -> str:
+    """A change of accuracy in points, with a sign unless it is nothing.
+
+    Example:
+        >>> points(-0.1484), points(-0.0001)
+        ('-14.8', '0.0')
+    """
+    rounded = round(100 * value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
+
+
 def course(name: str, series: Series) -> str:
     """Say in one sentence how a quantity moved, as far as two values can be told apart.
 

@@ -2,6 +2,17 @@
 
 from firstlight.functional.calibration import Calibration, calibration, fit_temperature
 from firstlight.functional.class_count_loss import ClassCountLoss
+from firstlight.functional.class_effects import (
+    ClassEffects,
+    Halves,
+    NewImageEffects,
+    benjamini_hochberg,
+    class_effects,
+    convincing,
+    new_image_effects,
+    select_on_half,
+    shrink_effects,
+)
 from firstlight.functional.class_summary import (
     confusion_pairs,
     expected_worst_accuracy,
@@ -17,6 +28,11 @@ from firstlight.functional.class_weights import (
 )
 from firstlight.functional.classifier_scores import ClassifierScores, ScoreSums, score_classifier
 from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
+from firstlight.functional.effect_variance import (
+    EffectVariance,
+    effect_variance,
+    widening_factor,
+)
 from firstlight.functional.fisher_penalty import fisher_penalty
 from firstlight.functional.fisher_trace import FisherTrace, fisher_trace
 from firstlight.functional.head_baselines import (
@@ -47,8 +63,16 @@ from firstlight.functional.long_tail_losses import (
     LogitAdjustedLoss,
     VectorScalingLoss,
 )
+from firstlight.functional.max_t import MaxT, max_t_permutations
 from firstlight.functional.measuring import untouched_batch_norms, warm_batch_norm
 from firstlight.functional.mixing import cutmix, mixup
+from firstlight.functional.moderated_t import (
+    ModeratedT,
+    VariancePrior,
+    moderate_variances,
+    moderated_t,
+)
+from firstlight.functional.null_band import NullBand, null_band
 from firstlight.functional.parameter_blocks import parameter_blocks
 from firstlight.functional.parameter_groups import parameter_groups
 from firstlight.functional.per_class import (
@@ -68,6 +92,7 @@ from firstlight.functional.prior_correction import (
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
+from firstlight.functional.scored_runs import ScoredRuns, slope_weights
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
@@ -78,6 +103,14 @@ from firstlight.functional.squared_head import (
     leave_one_out_midpoint,
 )
 from firstlight.functional.sufficient_statistics import LastLayerStatistics
+from firstlight.functional.transitions import (
+    ConfusionShifts,
+    Received,
+    Transitions,
+    confusion_shifts,
+    received,
+    transitions,
+)
 from firstlight.functional.two_class_theory import TwoClassErrors, two_class_errors
 from firstlight.functional.unfreezing_interval import (
     StabilityRule,
@@ -94,45 +127,62 @@ __all__ = [
     "Calibration",
     "ClassBalancedLoss",
     "ClassCountLoss",
+    "ClassEffects",
     "ClassWeights",
     "ClassifierScores",
+    "ConfusionShifts",
     "CosineHead",
     "CostSensitiveLoss",
+    "EffectVariance",
     "EffectivePrior",
     "ExampleScores",
     "FisherTrace",
     "FocalLoss",
+    "Halves",
     "HeadFeatures",
     "HeadRule",
     "LDAMLoss",
     "LabelAwareSmoothingLoss",
     "LastLayerStatistics",
     "LogitAdjustedLoss",
+    "MaxT",
+    "ModeratedT",
     "NearestClassMean",
+    "NewImageEffects",
+    "NullBand",
     "PerClassCounts",
     "PriorDistance",
     "Ranks",
+    "Received",
     "RetrainedHead",
     "RetrainedHeads",
     "RuleUndefinedError",
     "ScoreSums",
+    "ScoredRuns",
     "Sharpness",
     "ShotGroups",
     "StabilityRule",
     "TopEigenvalue",
+    "Transitions",
     "TwoClassErrors",
     "UnfreezingInterval",
+    "VariancePrior",
     "VectorScalingLoss",
     "average_sharpness",
+    "benjamini_hochberg",
     "best_tau",
     "calibration",
     "class_balanced_retraining",
+    "class_effects",
     "class_weights",
     "confusion_pairs",
+    "confusion_shifts",
+    "convincing",
     "correct_logits",
     "cutmix",
     "deep_feature_reweighting",
     "edge_of_stability",
+    "effect_variance",
     "effective_dimension",
     "effective_prior",
     "equal_leverage_weights",
@@ -151,24 +201,35 @@ __all__ = [
     "leave_one_out_midpoint",
     "long_tailed_counts",
     "long_tailed_indices",
+    "max_t_permutations",
     "mixup",
+    "moderate_variances",
+    "moderated_t",
+    "new_image_effects",
+    "null_band",
     "parameter_blocks",
     "parameter_groups",
     "per_class_rates",
     "prior_distance",
     "prior_offset",
     "rank_of_target",
+    "received",
     "retrain_last_layer",
     "score_classifier",
     "score_examples",
+    "select_on_half",
     "shot_groups",
+    "shrink_effects",
+    "slope_weights",
     "stratified_split",
     "summarise_classes",
     "tau_normalise",
+    "transitions",
     "two_class_errors",
     "unfreezing_interval",
     "untouched_batch_norms",
     "warm_batch_norm",
+    "widening_factor",
     "wilson_interval",
     "worst_case_sharpness",
 ]
