@@ -43,9 +43,11 @@ def test_means_deviations_and_paired_gains():
 
 def test_a_single_seed_has_no_deviation_and_selection_on_the_test_set_is_marked():
     rows = summarise_seeds(
-        [result(selection="test", macro=0.7), result("LA", macro=0.7, ece=math.nan)]
+        [result(selection="test", macro=0.7)]
+        + [result("LA", seed, macro=0.7, ece=math.nan) for seed in (0, 1)]
     )
     assert math.isnan(rows[0].sd["macro"])
+    assert math.isnan(rows[1].sd["ece"])
     text = "\n".join(show_seed_table(rows, "t", ["macro", "ece"])[1])
     assert "| CE † | 1 | 70.0 | - |" in text
     assert "†: selected on the data it is reported on" in text

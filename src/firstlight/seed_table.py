@@ -147,7 +147,9 @@ def _row(runs: Sequence[Result], base: Sequence[Result] | None) -> Row:
 
 
 def _sd(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    if len(values) < 2 or any(map(math.isnan, values)):  # of which statistics makes an error
+        return math.nan
+    return statistics.stdev(values)
 
 
 def show_seed_table(
