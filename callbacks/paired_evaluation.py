@@ -37,7 +37,7 @@ class PairedEvaluation(Evaluation):
         kept = (positions >= 0).to(logits.device)
         work = logits if logits.dtype == torch.float64 else logits.float()
         for shift, sums in zip(self._shifts, self._sums, strict=True):
-            sums.update((work + shift.to(work))[kept], targets[kept])
+            sums.update((work + shift.to(work))[kept], targets[kept], positions[positions >= 0])
 
     def scores(self) -> tuple[ClassifierScores, ClassifierScores]:
         """Scores before and after, over all ranks. Collective."""

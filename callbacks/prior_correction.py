@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.batches import Adapter, LogitsTap
-from firstlight.callbacks.classes import find_classes
 from firstlight.callbacks.kept_prior import KeptPrior, diagnosis
 from firstlight.callbacks.labelled_sets import (
     Source,
@@ -19,7 +18,7 @@ from firstlight.callbacks.logit_shift import LogitShift, check_maker
 from firstlight.callbacks.paired_evaluation import PairedEvaluation, agreed
 from firstlight.callbacks.records import RunRecords, Voice, log_scalars
 from firstlight.callbacks.retraining import by_measure
-from firstlight.callbacks.retraining_report import show_classes, show_scores, what_falls
+from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.stages import Stage, StageCallback, loaders_of
 from firstlight.callbacks.strategies import refuse_sharded
 from firstlight.callbacks.training_loss import TrainingLoss, read_loss
@@ -27,6 +26,7 @@ from firstlight.functional import ClassifierScores, prior_offset
 from firstlight.functional.loaders import named_sets
 
 WHO = "PriorCorrection"
+BEFORE, AFTER = "as trained", "prior corrected"
 
 
 class PriorCorrection(StageCallback):
@@ -37,7 +37,7 @@ class PriorCorrection(StageCallback):
     prior; o what the training loss added to the logits, read from the module's ``loss``. See
     `firstlight.functional.prior_offset`. Validation and training see the logits as they are, so
     that checkpoints and early stopping do too: validation gets further keys,
-    ``val/prior_corrected/worst|macro|micro|ece|brier``.
+    ``val/prior_corrected/worst|macro|micro|ece|ece_scaled|temperature|brier``.
 
     p is estimated anew before each validation, and at a test or prediction unless the checkpoint
     holds that of the very same weights. Cost: each time a forward pass over the data it is
@@ -266,26 +266,18 @@ class PriorCorrection(StageCallback):
                 words["prior_uncorrected"] = before
             end = "" if self.name is None else f"/{self.name}"
             log_scalars(trainer, {f"{one.split}{end}/{k}": v for k, v in by_measure(words).items()})
-        self._record(trainer)
+        if self._maker is not None:
+            self._record(trainer, self._maker[1], self._maker[0])
 
-    def _record(self, trainer: Any) -> None:
-        if self.records.folder is None or self._maker is None:
-            return
-        step, epoch = self.records.place(trainer)
-        said = diagnosis(self.effective_prior, training_counts(trainer, self._maker[1]))
+    def _record(self, trainer: Any, classes: int, maker: str) -> None:
+        said = diagnosis(self.effective_prior, training_counts(trainer, classes))
         reasons = [
             f"{split}: mean {a.macro:.4f} becomes {b.macro:.4f}, all {a.micro:.4f} becomes "
             f"{b.micro:.4f}; {said}"
             for split, (a, b) in self._finished.items()
         ]
-        end = "" if self.name is None else f"-{self.name}"
-        self.records.folder.write(
-            "events",
-            {"kind": "prior", "block": [self._maker[0]] * len(reasons), "reason": reasons},
-            step=step,
-            epoch=epoch,
-            split=f"prior{end}",
-        )
+        split = "prior" if self.name is None else f"prior-{self.name}"
+        self.records.event(trainer, "prior", [maker] * len(reasons), reasons, split=split)
 
     # ---------------------------------------------------------------- ends
 
@@ -294,14 +286,14 @@ class PriorCorrection(StageCallback):
         self.records.mark("finished")
         if not self._finished or not trainer.is_global_zero or self._maker is None:
             return
-        classes = find_classes(trainer, self._maker[1], self.class_names, None, (20, 100))
         prior = training_counts(trainer, self._maker[1])
         self._say(trainer, f"the effective prior {diagnosis(self.effective_prior, prior)}.")
         for split, (before, after) in self._finished.items():
-            scores = {"as trained": before, "prior corrected": after}
-            show_scores(f"Prior correction, {split}", scores, classes.names, prior=prior)
-            show_classes(f"{split}, by class", before, after, classes.names, classes.train_counts)
-            self._say(trainer, f"{split}: {what_falls(before, after, prior)}")
+            fell = show_comparison(
+                trainer, f"Prior correction, {split}", {BEFORE: before, AFTER: after}, BEFORE,
+                AFTER, by_class=f"{split}, by class", class_names=self.class_names,
+            )  # fmt: skip
+            self._say(trainer, f"{split}: {fell}")
 
     def _off(self) -> None:
         """Take all hooks off."""

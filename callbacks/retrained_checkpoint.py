@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.linear_head import Head
+from firstlight.callbacks.retraining import NotRetrainedError
 from firstlight.functional import RetrainedHead
 from firstlight.runfolder import replacing
 
@@ -17,6 +18,32 @@ def retrained_path(checkpoint: Path, name: str | None = None) -> Path:
     """``<name>-retrained.ckpt`` beside a checkpoint."""
     end = "" if name is None else f"-{name}"
     return checkpoint.with_name(f"{checkpoint.stem}-retrained{end}.ckpt")
+
+
+def start_from(trainer: Any, pl_module: Any, which: str) -> str:
+    """Give a module the weights of the ``"last"`` or ``"best"`` checkpoint; say what they are.
+
+    Raises:
+        NotRetrainedError: where no best one was written.
+    """
+    if which == "last":
+        return "the weights that training ended with"
+    path = trainer.checkpoint_callback.best_model_path
+    if not path:
+        raise NotRetrainedError("it starts from the best checkpoint, and none was written")
+    # Of this very run, whatever types the user's module put into it.
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    pl_module.load_state_dict(content["state_dict"])
+    return str(path)
+
+
+def checkpoint_of(trainer: Any, which: str, folder: Path) -> Path:
+    """The file that the new one is named after: a checkpoint's, or one in the run folder."""
+    saving = trainer.checkpoint_callback
+    best = getattr(saving, "best_model_path", "")
+    last = getattr(saving, "last_model_path", "") or best
+    given = best if which == "best" else last
+    return Path(given) if given else folder / "last.ckpt"
 
 
 def describe_head(

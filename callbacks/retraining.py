@@ -1,13 +1,14 @@
 """Fitting a classifier's last layer anew by several rules, comparing them, and keeping one."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from firstlight.callbacks.linear_head import Features, Head
+from firstlight.callbacks.extraction import Features
+from firstlight.callbacks.linear_head import Head
 from firstlight.functional import (
     ClassifierScores,
     RetrainedHead,
@@ -15,6 +16,7 @@ from firstlight.functional import (
     retrain_last_layer,
     score_classifier,
 )
+from firstlight.functional.class_weights import name_classes
 from firstlight.functional.head_rules import RULES
 from firstlight.functional.ranks import Ranks
 
@@ -22,6 +24,10 @@ DEFAULT_RULES = ("unweighted", "inverse_frequency", "equal_error", "logit_adjust
 BEFORE = "before"
 CHUNK = 1 << 22
 """Most logits held at once."""
+
+
+class NotRetrainedError(ValueError):
+    """What keeps a head from being fitted and may be known only when training is over."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,13 @@ def fit_and_compare(
         ridge: see `retrain_last_layer`.
 
     Raises:
-        ValueError: on a class without examples to fit to, or no example to score on.
+        NotRetrainedError: on a class without examples to fit to, on every rank.
+        ValueError: where there is no example to score on.
     """
     ranks, classes = Ranks.current(), head.num_classes
+    counts = ranks.sum(torch.bincount(fitted.targets, minlength=classes).double()).cpu()
+    if missing := (counts < 1).nonzero()[:, 0].tolist():
+        raise NotRetrainedError(f"{name_classes(missing)} no examples to fit to")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = retrain_last_layer(
@@ -109,8 +119,6 @@ def fit_and_compare(
 
     scores = {BEFORE: scored(layer.weight.detach(), layer.bias.detach())}
     scores |= {name: scored(one.weight, one.bias, one.loss) for name, one in heads.items()}
-    counts = torch.bincount(fitted.targets, minlength=classes).double()
-    counts = ranks.sum(counts).cpu()
     return Retraining(
         head,
         RetrainedHeads(heads, found.undefined),
@@ -131,14 +139,20 @@ def put_in(module: nn.Module, head: Head, new: RetrainedHead) -> dict[str, Tenso
     return old
 
 
+def outcomes(found: Retraining, kept: str | None) -> list[str]:
+    """What came of each rule, in a line each."""
+    scored = [
+        f"{rule}: worst {s.worst:.4f}, mean {s.macro:.4f}, all {s.micro:.4f}"
+        + (", kept" if rule == kept else "")
+        for rule, s in found.scores.items()
+    ]
+    return scored + [f"{rule}: {why}" for rule, why in found.heads.undefined.items()]
+
+
+MEASURES = ("worst", "macro", "micro", "ece", "ece_scaled", "temperature", "brier")
+
+
 def by_measure(scores: dict[str, ClassifierScores]) -> dict[str, float]:
-    """Scalars ``<rule>/worst|macro|micro|ece|brier``, those that are numbers."""
-    wanted: dict[str, Callable[[ClassifierScores], float]] = {
-        "worst": lambda s: s.worst,
-        "macro": lambda s: s.macro,
-        "micro": lambda s: s.micro,
-        "ece": lambda s: s.ece,
-        "brier": lambda s: s.brier,
-    }
-    found = {f"{n}/{m}": get(s) for n, s in scores.items() for m, get in wanted.items()}
+    """Scalars ``<rule>/<measure>`` of ``MEASURES``, those that are numbers."""
+    found = {f"{n}/{m}": float(getattr(s, m)) for n, s in scores.items() for m in MEASURES}
     return {key: value for key, value in found.items() if value == value}
