@@ -31,9 +31,12 @@ from firstlight.callbacks.retrained_checkpoint import (
 from firstlight.callbacks.retraining import (
     BEFORE,
     DEFAULT_RULES,
+    USUAL_RIDGE,
     NotRetrainedError,
     Retraining,
+    Ridge,
     by_measure,
+    check_ridge_choice,
     check_rules,
     fit_and_compare,
     outcomes,
@@ -42,7 +45,6 @@ from firstlight.callbacks.retraining import (
 from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.strategies import refuse_sharded
 from firstlight.functional.class_weights import name_classes
-from firstlight.functional.retrained_head import check_ridge
 
 WHO = "LastLayerRetraining"
 
@@ -67,7 +69,8 @@ class LastLayerRetraining(Callback):
         rule: which head is kept, a name of `firstlight.functional.RULES`; None: compare only.
         rules: those that are fitted.
         data: ``"holdout"`` (the DataModule's ``holdout_dataloader()``), ``"val"`` or ``"train"``.
-        ridge: of the fits; see `firstlight.functional.retrain_last_layer`.
+        ridge: of the fits; see `firstlight.functional.retrain_last_layer`. ``"loo"``: of rules of
+            squared loss that of least leave-one-out error, of logistic ones .01.
         every_n_epochs: also compare every n epochs, changing nothing; None: at the end only.
         ckpt_path: the weights to start from, ``"last"`` (those that training ended with) or
             ``"best"`` (ModelCheckpoint's; the module then has them, with the new head).
@@ -89,7 +92,7 @@ class LastLayerRetraining(Callback):
         rule: str | None = "logit_adjustment",
         rules: Iterable[str] = DEFAULT_RULES,
         data: Source = "holdout",
-        ridge: float = 0.01,
+        ridge: Ridge = USUAL_RIDGE,
         every_n_epochs: int | None = None,
         ckpt_path: Literal["last", "best"] = "last",
         class_names: Sequence[str] | None = None,
@@ -99,7 +102,7 @@ class LastLayerRetraining(Callback):
     ) -> None:
         self.rules = check_rules(rule, rules)
         check_source(data)
-        check_ridge(ridge)
+        check_ridge_choice(ridge)
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, or None, not {every_n_epochs}")
         if ckpt_path not in ("last", "best"):

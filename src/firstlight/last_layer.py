@@ -24,6 +24,9 @@ from firstlight.callbacks.retraining import (
     BEFORE,
     CHUNK,
     DEFAULT_RULES,
+    USUAL_RIDGE,
+    Ridge,
+    check_ridge_choice,
     check_rules,
     fit_and_compare,
 )
@@ -80,7 +83,7 @@ def retrain_last_layer(
     rule: str = "logit_adjustment",
     rules: Sequence[str] = DEFAULT_RULES,
     on: Source = "holdout",
-    ridge: float = 0.01,
+    ridge: Ridge = USUAL_RIDGE,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     data: str | None = None,
@@ -97,7 +100,7 @@ def retrain_last_layer(
         rule: which head is written, a name of `firstlight.functional.RULES`.
         rules: those that are compared.
         on: what to fit to, ``holdout``, ``val`` or ``train``.
-        ridge: see `firstlight.functional.retrain_last_layer`.
+        ridge: see `firstlight.callbacks.LastLayerRetraining`.
         model: import path of the LightningModule; None for firstlight's own.
         model_args: constructor arguments that the checkpoint does not hold.
         data: a DataModule, or a loader or data set to fit to; default: what the run was trained
@@ -119,6 +122,7 @@ def retrain_last_layer(
             that is undefined for them.
     """
     names, path = check_rules(rule, rules), Path(checkpoint)
+    check_ridge_choice(ridge)
     target = _target(retrained_path(path), output)
     who = "firstlight retrain-last-layer"
     restored = restore_module(

@@ -11,7 +11,7 @@ import torch
 from contract_modules import CLASSES, MODULES, Images, TupleBatch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -19,6 +19,7 @@ from firstlight.callbacks import LastLayerRetraining, extraction
 from firstlight.callbacks.linear_head import HeadError
 from firstlight.callbacks.retraining import DEFAULT_RULES
 from firstlight.functional import CosineHead, row_store
+from firstlight.functional.ridge_search import RIDGES
 from firstlight.runfolder import RunFolder
 
 EVEN, ODD = list(range(0, 37, 2)), list(range(1, 37, 2))
@@ -421,3 +422,22 @@ def test_the_probe_logs_every_rule_each_time_and_the_same_when_resumed(tmp_path)
     for scalars in series["whole"].values():
         assert {key.split("/")[1] for key in scalars} == {"before", *DEFAULT_RULES}
         assert len({scalars[f"retrain/{rule}/brier"] for rule in ("before", "unweighted")}) == 2
+
+
+def test_the_ridge_of_squared_rules_by_leave_one_out_error(tmp_path, capsys):
+    """The choice is scikit-learn's RidgeCV's; logistic rules keep theirs, and the order stays."""
+    rules = ["balanced_midpoint", "unweighted"]
+    callback = LastLayerRetraining("balanced_midpoint", rules, ridge="loo")
+    _, module = fit(tmp_path, [callback], enable_checkpointing=False)
+    heads = callback.result.heads.heads
+    assert list(heads) == rules and heads["unweighted"].ridge == 0.01
+    x, y = (part.double().numpy() for part in features_of(module, ODD))
+    spread = x.std(0)
+    x = (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
+    w = np.bincount(y.astype(int))[y.astype(int)] ** -0.5
+    peer = RidgeCV(alphas=len(y) * np.array(RIDGES))
+    peer.fit(x, np.eye(CLASSES)[y.astype(int)], sample_weight=w * len(y) / w.sum())
+    assert heads["balanced_midpoint"].ridge == pytest.approx(peer.alpha_ / len(y))
+    made = torch.load(tmp_path / "firstlight/last-retrained.ckpt", weights_only=True)
+    assert made["last_layer_retraining"]["ridge"] == heads["balanced_midpoint"].ridge
+    assert "leave-one-out error" in capsys.readouterr().out

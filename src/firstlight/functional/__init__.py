@@ -68,6 +68,7 @@ from firstlight.functional.prior_correction import (
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
+from firstlight.functional.ridge_search import RidgeSearch, leave_one_out_ridge, search_ridges
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
 from firstlight.functional.sharpness import Sharpness, average_sharpness
@@ -114,6 +115,7 @@ __all__ = [
     "Ranks",
     "RetrainedHead",
     "RetrainedHeads",
+    "RidgeSearch",
     "RuleUndefinedError",
     "ScoreSums",
     "Sharpness",
@@ -149,6 +151,7 @@ __all__ = [
     "label_over_smoothing",
     "learnable_weight_scaling",
     "leave_one_out_midpoint",
+    "leave_one_out_ridge",
     "long_tailed_counts",
     "long_tailed_indices",
     "mixup",
@@ -161,6 +164,7 @@ __all__ = [
     "retrain_last_layer",
     "score_classifier",
     "score_examples",
+    "search_ridges",
     "shot_groups",
     "stratified_split",
     "summarise_classes",
