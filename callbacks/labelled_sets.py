@@ -127,6 +127,14 @@ def _training(trainer: Any, who: str, option: str) -> LabelledSet:
     return LabelledSet("train", loader, "the training data", (note, augmented))
 
 
+def nearest_loader(trainer: Any) -> Any:
+    """A loader of examples as the module takes them, the first at hand; None: there is none."""
+    for loaders in (trainer.val_dataloaders, trainer.test_dataloaders, trainer.train_dataloader):
+        if found := named_sets("", loaders):
+            return found[0][1]
+    return None
+
+
 def number_of_batches(loader: Any) -> int | None:
     """Length of a loader, where it has one."""
     try:

@@ -22,11 +22,9 @@ from firstlight.callbacks.probe_report import progress
 from firstlight.callbacks.records import RunRecords, Voice, log_scalars, say
 from firstlight.callbacks.retrained_checkpoint import (
     checkpoint_of,
-    command_that_tests,
-    describe_head,
+    keep_head,
     retrained_path,
     start_from,
-    write_retrained,
 )
 from firstlight.callbacks.retraining import (
     BEFORE,
@@ -40,7 +38,6 @@ from firstlight.callbacks.retraining import (
     check_rules,
     fit_and_compare,
     outcomes,
-    put_in,
 )
 from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.strategies import refuse_sharded
@@ -311,14 +308,7 @@ class LastLayerRetraining(Callback):
                 why = found.heads.undefined[self.rule]
                 say(trainer, f"{WHO}: the head stays as it was, since {self.rule} is {why}.")
             return
-        new = found.heads.heads[rule]
-        old = put_in(pl_module, found.head, new)
-        told = describe_head(found.head, new, old, self.data, started)
         named = checkpoint_of(trainer, self.ckpt_path, self._folder(trainer))
-        path = retrained_path(named, self.name)
-        write_retrained(trainer, path, found.head, new, told)
-        say(
-            trainer,
-            f"{WHO} started from {started} and put the head of {rule!r} in; the old one is kept in "
-            f"{path}. To test it:\n  {command_that_tests(trainer, pl_module, path)}",
-        )
+        path, new = retrained_path(named, self.name), found.heads.heads[rule]
+        done = keep_head(trainer, pl_module, found.head, new, self.data, started, path)
+        say(trainer, f"{WHO} {done}")

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstlight.callbacks.batches import Adapter, LogitsTap
+from firstlight.callbacks.batches import Adapter
 from firstlight.callbacks.kept_prior import KeptPrior, diagnosis
 from firstlight.callbacks.labelled_sets import (
     Source,
     check_source,
     find_set,
+    nearest_loader,
     training_counts,
 )
 from firstlight.callbacks.logit_shift import LogitShift, check_maker
-from firstlight.callbacks.paired_evaluation import PairedEvaluation, agreed
+from firstlight.callbacks.paired_evaluation import PairedWatch
 from firstlight.callbacks.records import RunRecords, Voice, log_scalars
 from firstlight.callbacks.retraining import by_measure
 from firstlight.callbacks.retraining_report import show_comparison
@@ -90,9 +91,8 @@ class PriorCorrection(StageCallback):
         self.effective_prior: Tensor | None = None
         self._kept = KeptPrior()
         self._step = -1
-        self._tap: LogitsTap | None = None
+        self._watching: PairedWatch | None = None
         self._hook: LogitShift | None = None
-        self._running: dict[str, PairedEvaluation] = {}
         self._finished: dict[str, tuple[ClassifierScores, ClassifierScores]] = {}
 
     @property
@@ -128,7 +128,7 @@ class PriorCorrection(StageCallback):
         self._off()
         self.records.start()
         self._say.forget()
-        self._running, self._finished, self._step = {}, {}, -1
+        self._finished, self._step = {}, -1
         refuse_sharded(trainer, WHO, "Correct the checkpoint: firstlight correct-prior CKPT")
         if stage == "fit" and self.prior is None and self.data == "holdout":
             find_set(trainer, "holdout", WHO)
@@ -151,23 +151,12 @@ class PriorCorrection(StageCallback):
 
     def _find_maker(self, trainer: Any, pl_module: Any) -> tuple[str, int]:
         if self._maker is None:
-            loader = self._loader(trainer)
+            loader = nearest_loader(trainer) or find_set(trainer, self.data, WHO).loader
             move = trainer.strategy.batch_to_device
             self._maker = check_maker(pl_module, loader, move, WHO, self.adapter)
             name, classes = self._maker
             self._say(trainer, f"logits are the output of {name!r}, {classes} classes.")
         return self._maker
-
-    def _loader(self, trainer: Any) -> Any:
-        """A loader of examples as the module takes them, the nearest at hand."""
-        for loaders in (
-            trainer.val_dataloaders,
-            trainer.test_dataloaders,
-            trainer.train_dataloader,
-        ):
-            if found := named_sets("", loaders):
-                return found[0][1]
-        return find_set(trainer, self.data, WHO).loader
 
     def _loss(self, pl_module: Any, trainer: Any) -> TrainingLoss:
         if self.offsets is not None:
@@ -228,48 +217,41 @@ class PriorCorrection(StageCallback):
         return shift
 
     def _watch(self, pl_module: Any, before: Tensor, after: Tensor) -> None:
-        if self._tap is not None:
-            self._tap.remove()
-        self._tap, self._shifts, self._running = LogitsTap(pl_module), (before, after), {}
+        if self._watching is not None:
+            self._watching.remove()
+        self._watching = PairedWatch(pl_module, before, after, WHO, self.adapter)
 
     def before_batch(self, stage: Stage) -> None:
         """Begin to look."""
-        if self._tap is not None and stage != "train":
-            self._tap.armed = True
+        if self._watching is not None and stage != "train":
+            self._watching.arm()
 
     def after_batch(
         self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int
     ) -> None:
         """Count the batch twice, as it is and corrected."""
-        if self._tap is None or stage == "train":
+        if self._watching is None or stage == "train":
             return
         split, loader = named_sets(stage, loaders_of(trainer, stage))[index]
-        if split not in self._running:
-            self._running[split] = self._evaluation(split, loader, pl_module)
-        for note in self._running[split].update(pl_module, batch, self._tap, self.adapter):
+        for note in self._watching.update(split, loader, batch):
             self._say(trainer, note)
-
-    def _evaluation(self, split: str, loader: Any, pl_module: Any) -> PairedEvaluation:
-        return PairedEvaluation(split, loader, *self._shifts, pl_module.device, WHO)
 
     def finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
         """Sum up, log, write."""
-        if self._tap is None or stage == "train":
+        if self._watching is None or stage == "train":
             return
-        self._tap.remove()
-        self._tap = None
-        running, self._running = self._running, {}
-        for one in agreed(running, lambda split: self._evaluation(split, None, pl_module)):
-            before, after = self._finished[one.split] = one.scores()
+        found, self._watching = self._watching.finish(), None
+        self._finished |= found
+        for split, (before, after) in found.items():
             words = {"prior_corrected": after}
             if stage == "test":  # whose own metrics are corrected already
                 words["prior_uncorrected"] = before
             end = "" if self.name is None else f"/{self.name}"
-            log_scalars(trainer, {f"{one.split}{end}/{k}": v for k, v in by_measure(words).items()})
+            log_scalars(trainer, {f"{split}{end}/{k}": v for k, v in by_measure(words).items()})
         if self._maker is not None:
-            self._record(trainer, self._maker[1], self._maker[0])
+            self._record(trainer, *self._maker)
 
-    def _record(self, trainer: Any, classes: int, maker: str) -> None:
+    def _record(self, trainer: Any, maker: str, classes: int) -> None:
         said = diagnosis(self.effective_prior, training_counts(trainer, classes))
         reasons = [
             f"{split}: mean {a.macro:.4f} becomes {b.macro:.4f}, all {a.micro:.4f} becomes "
@@ -297,10 +279,10 @@ class PriorCorrection(StageCallback):
 
     def _off(self) -> None:
         """Take all hooks off."""
-        for one in (self._tap, self._hook):
+        for one in (self._watching, self._hook):
             if one is not None:
                 one.remove()
-        self._tap = self._hook = None
+        self._watching = self._hook = None
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Print the last validation's table."""

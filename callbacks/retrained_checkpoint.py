@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.linear_head import Head
-from firstlight.callbacks.retraining import NotRetrainedError
+from firstlight.callbacks.retraining import NotRetrainedError, put_in
 from firstlight.functional import RetrainedHead
 from firstlight.runfolder import replacing
 
@@ -131,6 +131,32 @@ def write_retrained(
         finally:
             draft.unlink(missing_ok=True)
     trainer.strategy.barrier()
+
+
+def keep_head(
+    trainer: Any, pl_module: Any, head: Head, new: RetrainedHead, source: str, started: str,
+    path: Path,
+) -> str:  # fmt: skip
+    """Put a fitted head into the module, and write the trainer's checkpoint with it. Collective.
+
+    Args:
+        trainer: at the end of a fit.
+        pl_module: gets the head.
+        head: where it is.
+        new: the head.
+        source: what it was fitted to.
+        started: see `start_from`.
+        path: of the file.
+
+    Returns:
+        What was done, and how to test it.
+    """
+    told = describe_head(head, new, put_in(pl_module, head, new), source, started)
+    write_retrained(trainer, path, head, new, told)
+    return (
+        f"started from {started} and put the head of {new.rule!r} in; the old one is kept in "
+        f"{path}. To test it:\n  {command_that_tests(trainer, pl_module, path)}"
+    )
 
 
 def command_that_tests(trainer: Any, pl_module: Any, path: Path) -> str:
