@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.batches import Adapter
-from firstlight.callbacks.labelled_sets import Source, find_set
+from firstlight.callbacks.labelled_sets import Source, find_set, number_of_batches
 from firstlight.callbacks.logit_shift import estimate_prior
 from firstlight.callbacks.probe_report import progress
 from firstlight.callbacks.records import Voice
@@ -60,7 +60,7 @@ class KeptPrior:
             return self.prior
         for note in source.notes:
             say(trainer, note)
-        batches = len(source.loader) if hasattr(source.loader, "__len__") else 0
+        batches = number_of_batches(source.loader) or 0
         with progress(trainer, f"prior on {source.name}", batches) as tick:
             self.prior = estimate_prior(
                 pl_module, source.loader, num_classes, trainer.strategy.batch_to_device, say.who,

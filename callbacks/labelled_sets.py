@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,8 +82,16 @@ def _holdout(trainer: Any, who: str, option: str) -> LabelledSet:
     return LabelledSet("holdout", loader, f"{type(trainer.datamodule).__name__}'s hold-out")
 
 
+def validation_sets(trainer: Any) -> list[tuple[str, Any]]:
+    """A trainer's validation loaders, with their names."""
+    if trainer.val_dataloaders is None and trainer.state.fn == "fit":
+        # A fit that finds itself finished, of the last checkpoint, has not asked for them.
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    return named_sets("val", trainer.val_dataloaders)
+
+
 def _validation(trainer: Any, who: str, option: str) -> LabelledSet:
-    loaders = named_sets("val", trainer.val_dataloaders)
+    loaders = validation_sets(trainer)
     if not loaders:
         raise ValueError(f"{who} takes {option}='val', but there is no validation data: give some")
     note = "fitted to validation data: its metrics are no longer independent, report on others."
@@ -118,18 +127,28 @@ def _training(trainer: Any, who: str, option: str) -> LabelledSet:
     return LabelledSet("train", loader, "the training data", (note, augmented))
 
 
-def missing_classes(found: LabelledSet, num_classes: int) -> list[int] | None:
-    """Classes of which the set has no example, as far as its data set tells; None: it does not."""
-    targets = targets_of(found.loader)
-    if targets is None:
+def nearest_loader(trainer: Any) -> Any:
+    """A loader of examples as the module takes them, the first at hand; None: there is none."""
+    for loaders in (trainer.val_dataloaders, trainer.test_dataloaders, trainer.train_dataloader):
+        if found := named_sets("", loaders):
+            return found[0][1]
+    return None
+
+
+def number_of_batches(loader: Any) -> int | None:
+    """Length of a loader, where it has one."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # of an iterable data set
         return None
-    return sorted(set(range(num_classes)) - set(targets))
 
 
 def own_batches(
     loader: Any, move: Callable[[Any], Any], ranks: Ranks
-) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
-    """Yield this rank's batches, and for each what leaves out examples that a sampler repeats.
+) -> Iterator[tuple[Any, Callable[[int], Tensor]]]:
+    """Yield this rank's batches, and for each what gives its examples' positions among all ranks'.
+
+    It is called with their number; an example that a sampler repeats has the position -1.
 
     A loader that gives every rank the same batches is dealt out, every rank its own.
 
@@ -150,12 +169,7 @@ def own_batches(
         raise error
     while batch is not None:
         if not dealt or number % ranks.world == ranks.rank:
-
-            def keep(rows: Tensor, start: int = seen) -> Tensor:
-                positions = example_positions(sampler, start, len(rows))
-                return rows[(positions >= 0).to(rows.device)]
-
-            yield move(batch), keep
+            yield move(batch), partial(example_positions, sampler, seen)
         number, seen = number + 1, seen + _rows(batch)
         batch = next(iterator, None)
 

@@ -1,45 +1,47 @@
 """LastLayerRetraining: after a fit, a last layer that serves the classes the data starved."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback
 
 from firstlight.callbacks.batches import Adapter
-from firstlight.callbacks.classes import Classes, find_classes
+from firstlight.callbacks.extraction import Features, extract, missing_classes
 from firstlight.callbacks.labelled_sets import (
     LabelledSet,
     Source,
     check_source,
     find_set,
-    missing_classes,
-    training_counts,
+    number_of_batches,
+    validation_sets,
 )
-from firstlight.callbacks.linear_head import Features, Head, check_head, extract
+from firstlight.callbacks.linear_head import Head, check_head
 from firstlight.callbacks.probe_report import progress
 from firstlight.callbacks.records import RunRecords, Voice, log_scalars, say
 from firstlight.callbacks.retrained_checkpoint import (
-    command_that_tests,
-    describe_head,
+    checkpoint_of,
+    keep_head,
     retrained_path,
-    write_retrained,
+    start_from,
 )
 from firstlight.callbacks.retraining import (
     BEFORE,
     DEFAULT_RULES,
+    USUAL_RIDGE,
+    NotRetrainedError,
     Retraining,
+    Ridge,
     by_measure,
+    check_ridge_choice,
     check_rules,
     fit_and_compare,
-    put_in,
+    outcomes,
 )
-from firstlight.callbacks.retraining_report import show_classes, show_scores, what_falls
+from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.strategies import refuse_sharded
 from firstlight.functional.class_weights import name_classes
-from firstlight.functional.loaders import named_sets
-from firstlight.functional.retrained_head import check_ridge
 
 WHO = "LastLayerRetraining"
 
@@ -64,7 +66,8 @@ class LastLayerRetraining(Callback):
         rule: which head is kept, a name of `firstlight.functional.RULES`; None: compare only.
         rules: those that are fitted.
         data: ``"holdout"`` (the DataModule's ``holdout_dataloader()``), ``"val"`` or ``"train"``.
-        ridge: of the fits; see `firstlight.functional.retrain_last_layer`.
+        ridge: of the fits; see `firstlight.functional.retrain_last_layer`. ``"loo"``: of rules of
+            squared loss that of least leave-one-out error, of logistic ones .01.
         every_n_epochs: also compare every n epochs, changing nothing; None: at the end only.
         ckpt_path: the weights to start from, ``"last"`` (those that training ended with) or
             ``"best"`` (ModelCheckpoint's; the module then has them, with the new head).
@@ -86,7 +89,7 @@ class LastLayerRetraining(Callback):
         rule: str | None = "logit_adjustment",
         rules: Iterable[str] = DEFAULT_RULES,
         data: Source = "holdout",
-        ridge: float = 0.01,
+        ridge: Ridge = USUAL_RIDGE,
         every_n_epochs: int | None = None,
         ckpt_path: Literal["last", "best"] = "last",
         class_names: Sequence[str] | None = None,
@@ -96,7 +99,7 @@ class LastLayerRetraining(Callback):
     ) -> None:
         self.rules = check_rules(rule, rules)
         check_source(data)
-        check_ridge(ridge)
+        check_ridge_choice(ridge)
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, or None, not {every_n_epochs}")
         if ckpt_path not in ("last", "best"):
@@ -163,23 +166,28 @@ class LastLayerRetraining(Callback):
         if self._head is None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._check(trainer, pl_module)
 
-    def _check(self, trainer: Any, pl_module: Any) -> None:
+    def _check(self, trainer: Any, pl_module: Any) -> Head:
         found = find_set(trainer, self.data, WHO)
-        move = trainer.strategy.batch_to_device
-        self._head = check_head(pl_module, found.loader, move, WHO, self.adapter)
-        missing = missing_classes(found, self._head.num_classes)
+        how = trainer.strategy.batch_to_device, WHO, self.adapter
+        self._head = head = check_head(pl_module, found.loader, *how)
+        missing = missing_classes(pl_module, head, found, *how)
         if missing:
-            raise ValueError(
+            raise NotRetrainedError(
                 f"{WHO}: {name_classes(missing)} no examples in {found.name}: cut it so that every "
                 "class keeps one, or choose other data"
             )
         self._say(
             trainer,
-            f"the last layer is {self._head.name!r}, {self._head.width} features to "
-            f"{self._head.num_classes} classes, to be fitted to {found.name}.",
+            f"the last layer is {head.name!r}, {head.width} features to {head.num_classes} "
+            f"classes, to be fitted to {found.name}.",
         )
-        for note in found.notes:
+        unknown = (
+            f"which classes are in {found.name} is not known before they are read; if one is "
+            "missing then, the head stays as it was."
+        )
+        for note in (*found.notes, *([unknown] if missing is None else [])):
             self._say(trainer, note)
+        return head
 
     # ---------------------------------------------------------------- during
 
@@ -188,7 +196,11 @@ class LastLayerRetraining(Callback):
         every = self.every_n_epochs
         if every is None or (trainer.current_epoch + 1) % every or trainer.fast_dev_run:
             return
-        found = self._retrain(trainer, pl_module)
+        try:
+            found = self._retrain(trainer, pl_module)
+        except NotRetrainedError as error:
+            self._say(trainer, f"there is nothing to compare: {error}.")
+            return
         self._record(trainer, found, applied=None)
         best = max(found.heads.heads, key=lambda rule: found.scores[rule].macro, default=BEFORE)
         say(
@@ -202,46 +214,36 @@ class LastLayerRetraining(Callback):
         """Fit, compare, print; put the chosen head in, and write the checkpoint. Collective."""
         if trainer.fast_dev_run:
             return
+        self.records.open(trainer, pl_module)  # a fit that was finished already did not start
         home = pl_module.device  # Lightning has moved the module to the CPU by now
-        started = self._start_from(trainer, pl_module)
-        pl_module.to(trainer.strategy.root_device)
         try:
+            started = start_from(trainer, pl_module, self.ckpt_path)
+            pl_module.to(trainer.strategy.root_device)
             self.result = found = self._retrain(trainer, pl_module)
+        except NotRetrainedError as error:
+            self._leave(trainer, str(error))
+        else:
+            pl_module.to(home)
+            self._finish(trainer, pl_module, found, started)
         finally:
             pl_module.to(home)
-        rule = self.rule if self.rule in found.heads.heads else None
-        self._record(trainer, found, applied=rule)
-        self._show(trainer, found, rule)
-        if rule is not None:
-            self._keep(trainer, pl_module, found, rule, started)
-        elif self.rule is not None:
-            say(
-                trainer,
-                f"{WHO}: the head stays as it was, since {self.rule} is "
-                f"{found.heads.undefined[self.rule]}.",
-            )
         self.records.mark("finished")
 
-    def _start_from(self, trainer: Any, pl_module: Any) -> str:
-        """Take the weights to start from; return what they are."""
-        if self.ckpt_path == "last":
-            return "the weights that training ended with"
-        path = trainer.checkpoint_callback.best_model_path
-        if not path:
-            raise ValueError(
-                f"{WHO} starts from the best checkpoint, but none was written in this run"
+    def _leave(self, trainer: Any, why: str) -> None:
+        """Say that nothing came of it; what was trained is there all the same."""
+        self._event(trainer, [f"the head stays as it was, since {why}"])
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"{WHO}: the head stays as it was, since {why}. The checkpoints of training are "
+                "there: firstlight retrain-last-layer CKPT fits them to other data",
+                stacklevel=2,
             )
-        # Of this very run, whatever types the user's module put into it.
-        content = torch.load(path, map_location="cpu", weights_only=False)
-        pl_module.load_state_dict(content["state_dict"])
-        return str(path)
 
     def _retrain(self, trainer: Any, pl_module: Any) -> Retraining:
-        if self._head is None:
-            self._check(trainer, pl_module)
+        head = self._head or self._check(trainer, pl_module)
         fit_to = find_set(trainer, self.data, WHO)
-        fitted = self._features(trainer, pl_module, fit_to)
-        val = named_sets("val", trainer.val_dataloaders)
+        fitted = self._features(trainer, pl_module, head, fit_to)
+        val = validation_sets(trainer)
         if not val or self.data == "val":
             self._say(
                 trainer,
@@ -251,18 +253,24 @@ class LastLayerRetraining(Callback):
             evaluated = fitted
         else:
             found = LabelledSet("val", val[0][1], "the validation data")
-            evaluated = self._features(trainer, pl_module, found)
-        assert self._head is not None
-        return fit_and_compare(pl_module, self._head, fitted, evaluated, self.rules, self.ridge)
+            evaluated = self._features(trainer, pl_module, head, found)
+        return fit_and_compare(pl_module, head, fitted, evaluated, self.rules, self.ridge)
 
-    def _features(self, trainer: Any, pl_module: Any, source: LabelledSet) -> Features:
-        assert self._head is not None
-        batches = len(source.loader) if hasattr(source.loader, "__len__") else 0
+    def _features(self, trainer: Any, pl_module: Any, head: Head, source: LabelledSet) -> Features:
+        batches = number_of_batches(source.loader) or 0
         with progress(trainer, f"features of {source.name}", batches) as tick:
-            return extract(
-                pl_module, self._head, source.loader, trainer.strategy.batch_to_device, WHO,
-                self.adapter, tick,
+            found = extract(
+                pl_module, head, source.loader, trainer.strategy.batch_to_device, WHO,
+                self.adapter, self._folder(trainer), tick,
             )  # fmt: skip
+        if found.note:
+            self._say(trainer, f"features of {source.name}, {found.note}.")
+        return found
+
+    def _folder(self, trainer: Any) -> Path:
+        """The run folder, which the first rank knows. Collective."""
+        run = self.records.folder.path if self.records.folder is not None else None
+        return Path(trainer.strategy.broadcast(str(run)))
 
     # ----------------------------------------------------------------- after
 
@@ -270,70 +278,37 @@ class LastLayerRetraining(Callback):
         end = "" if self.name is None else f"/{self.name}"
         scalars = by_measure(found.scores)
         log_scalars(trainer, {f"retrain{end}/{key}": value for key, value in scalars.items()})
-        if self.records.folder is None:
-            return
-        reasons = {
-            rule: f"{rule}: worst {s.worst:.4f}, mean {s.macro:.4f}, all {s.micro:.4f}"
-            + (", kept" if rule == applied else "")
-            for rule, s in found.scores.items()
-        }
-        reasons |= {rule: f"{rule}: {why}" for rule, why in found.heads.undefined.items()}
-        step, epoch = self.records.place(trainer)
-        self.records.folder.write(
-            "events",
-            {
-                "kind": "retrain",
-                "block": [found.head.name] * len(reasons),
-                "reason": list(reasons.values()),
-                "trainable": found.head.num_classes * (found.head.width + 1),
-            },
-            step=step,
-            epoch=epoch,
-            split=f"retrain{end}",
-        )
+        self._event(trainer, outcomes(found, applied))
 
-    def _classes(self, trainer: Any, found: Retraining) -> Classes:
-        return find_classes(trainer, found.head.num_classes, self.class_names, None, (20, 100))
+    def _event(self, trainer: Any, reasons: list[str]) -> None:
+        name, size = (self._head.name, self._head.size) if self._head else ("", None)
+        split = "retrain" if self.name is None else f"retrain-{self.name}"
+        self.records.event(trainer, "retrain", [name] * len(reasons), reasons, size, split)
 
     def _show(self, trainer: Any, found: Retraining, rule: str | None) -> None:
         for note in found.notes:
             self._say(trainer, note)
         if not trainer.is_global_zero:
             return
-        classes = self._classes(trainer, found)
-        prior = training_counts(trainer, found.head.num_classes)
         where = "the data fitted to" if self.data == "val" else "validation data"
-        title = f"Last layer, fitted to {found.fitted:,} examples; on {where}"
-        show_scores(
-            title, found.scores, classes.names, chosen=rule, undefined=found.heads.undefined,
-            prior=prior,
+        fell = show_comparison(
+            trainer, f"Last layer, fitted to {found.fitted:,} examples; on {where}", found.scores,
+            BEFORE, rule, by_class=f"{rule}, by class", class_names=self.class_names,
+            undefined=found.heads.undefined,
         )  # fmt: skip
+        if fell:
+            say(trainer, fell)
+
+    def _finish(self, trainer: Any, pl_module: Any, found: Retraining, started: str) -> None:
+        rule = self.rule if self.rule in found.heads.heads else None
+        self._record(trainer, found, applied=rule)
+        self._show(trainer, found, rule)
         if rule is None:
+            if self.rule is not None:
+                why = found.heads.undefined[self.rule]
+                say(trainer, f"{WHO}: the head stays as it was, since {self.rule} is {why}.")
             return
-        before, after = found.scores[BEFORE], found.scores[rule]
-        show_classes(f"{rule}, by class", before, after, classes.names, classes.train_counts)
-        say(trainer, what_falls(before, after, prior))
-
-    def _keep(
-        self, trainer: Any, pl_module: Any, found: Retraining, rule: str, started: str
-    ) -> None:
-        new = found.heads.heads[rule]
-        old = put_in(pl_module, found.head, new)
-        told = describe_head(found.head, new, old, self.data, started)
-        path = retrained_path(self._checkpoint(trainer), self.name)
-        write_retrained(trainer, path, found.head, new, told)
-        say(
-            trainer,
-            f"{WHO} started from {started} and put the head of {rule!r} in; the old one is kept in "
-            f"{path}. To test it:\n  {command_that_tests(trainer, pl_module, path)}",
-        )
-
-    def _checkpoint(self, trainer: Any) -> Path:
-        """The file that the new one is named after."""
-        saving = trainer.checkpoint_callback
-        best = getattr(saving, "best_model_path", "")
-        last = getattr(saving, "last_model_path", "") or best
-        if given := best if self.ckpt_path == "best" else last:
-            return Path(given)
-        run = self.records.folder.path if self.records.folder is not None else None
-        return Path(trainer.strategy.broadcast(str(run)), "last.ckpt")
+        named = checkpoint_of(trainer, self.ckpt_path, self._folder(trainer))
+        path, new = retrained_path(named, self.name), found.heads.heads[rule]
+        done = keep_head(trainer, pl_module, found.head, new, self.data, started, path)
+        say(trainer, f"{WHO} {done}")

@@ -1,8 +1,8 @@
-"""The last linear map of anyone's classifier: found by a forward pass, and what it takes in."""
+"""The last linear map of anyone's classifier, found by a forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,10 +11,8 @@ from torch.nn.utils import parametrize
 
 from firstlight.callbacks.batches import Adapter, are_probabilities, class_targets, read_batch
 from firstlight.callbacks.classifier_view import ClassifierView, borrowed, view_of
-from firstlight.callbacks.labelled_sets import own_batches
 from firstlight.callbacks.records import forked_random_states
 from firstlight.functional.ranks import Ranks, gather_or_raise
-from firstlight.functional.retrained_head import check_examples
 
 Found = TypeVar("Found")
 
@@ -37,6 +35,11 @@ class Head:
     num_classes: int
     width: int
 
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return self.num_classes * (self.width + 1)
+
     def layer(self, module: nn.Module) -> nn.Linear:
         """The layer itself."""
         found = module.get_submodule(self.name)
@@ -44,27 +47,7 @@ class Head:
         return found
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the head takes for each example, of this rank's share, and its class.
-
-    Attributes:
-        features: float32 (N, d), on the module's device.
-        targets: int64 (N,), there too.
-    """
-
-    features: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-
-    def logits(self, weight: Tensor, bias: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield logits and targets of a head, some rows at a time."""
-        w, b = weight.to(self.features), bias.to(self.features)
-        parts = torch.split(self.features, rows), torch.split(self.targets, rows)
-        for x, y in zip(*parts, strict=True):
-            yield nn.functional.linear(x, w, b), y
-
-
-class _Calls:
+class Calls:
     """What the linear layers of a module take and put out in a forward."""
 
     def __init__(self, module: nn.Module, only: str | None = None) -> None:
@@ -98,8 +81,9 @@ class _Calls:
 
 
 @contextmanager
-def _calls(module: nn.Module, only: str | None = None) -> Iterator[_Calls]:
-    calls = _Calls(module, only)
+def calls_of(module: nn.Module, only: str | None = None) -> Iterator[Calls]:
+    """Watch the linear layers of a module, or the one named."""
+    calls = Calls(module, only)
     try:
         yield calls
     finally:
@@ -144,7 +128,7 @@ def find_head(module: nn.Module, batch: Any, who: str, adapter: Adapter | None) 
         BatchError: where the task is no classification.
     """
     inputs, targets, _ = read_batch(module, batch, who, adapter)
-    with _calls(module) as calls:
+    with calls_of(module) as calls:
         logits = view_of_batch(module, batch, who, adapter)(inputs)
         class_targets(targets, logits.shape[1], who)
         check_finite(logits, who)
@@ -192,7 +176,7 @@ def _check_layer(module: nn.Module, layer: nn.Linear, name: str, uses: int, who:
             raise HeadError(f"{start} it shares its weight with {other!r}: {end}")
 
 
-def _why_no_head(calls: _Calls, logits: Tensor, who: str) -> str:
+def _why_no_head(calls: Calls, logits: Tensor, who: str) -> str:
     made = [(n, part) for n, part, out in calls.others if out.numel() == logits.numel()]
     last = f"{made[-1][0]!r}, a {type(made[-1][1]).__name__}" if made else "no single layer"
     linear = {name: tuple(out.shape) for name, _, out in calls.seen}
@@ -251,64 +235,3 @@ def found_by_first_batch(
     if not everywhere:
         raise ValueError(f"{who}: the loader gave no batch")
     return everywhere[0]
-
-
-def extract(
-    pl_module: Any,
-    head: Head,
-    loader: Any,
-    move: Any,
-    who: str,
-    adapter: Adapter | None,
-    tick: Any = None,
-) -> Features:
-    """Put all examples through the module once and keep what the head takes. Collective.
-
-    In eval mode, in float32, every example once on one rank. Memory: ``4 N d`` bytes on the
-    device, ``N`` of this rank's share.
-
-    Args:
-        pl_module: left as it was, also where this fails.
-        head: of `find_head`.
-        loader: of labelled examples.
-        move: brings a batch to the device.
-        who: named in errors.
-        adapter: see `read_batch`.
-        tick: called after each batch.
-
-    Raises:
-        ValueError: on features that are not finite or targets out of range, naming the example, on
-            every rank.
-        BatchError: as `read_batch`.
-    """
-    ranks, error = Ranks.current(), None
-    device = pl_module.device
-    home = torch.device("cpu") if device.type == "mps" else device  # fits take float64
-    rows: list[Tensor] = []
-    labels: list[Tensor] = []
-    with quiet(pl_module, who, ranks) as module, _calls(module, head.name) as calls:
-        batches = own_batches(loader, move, ranks)
-        try:
-            for batch, keep in batches:
-                inputs, targets, _ = read_batch(module, batch, who, adapter)
-                view_of_batch(module, batch, who, adapter)(inputs)
-                x, y = calls.seen[0][1], class_targets(targets, head.num_classes, who)
-                x = x if x.dtype == torch.float64 else x.float()
-                calls.forget()
-                x, y = keep(x).to(home), keep(y).to(home)
-                check_examples(x, y, head.num_classes, sum(map(len, labels)))
-                rows.append(x)
-                labels.append(y)
-                if tick is not None:
-                    tick()
-        except Exception as caught:  # raised on every rank below
-            error = caught
-        gather_or_raise(ranks, {}, error)
-    return Features(*_joined(rows, labels, head.width, home))
-
-
-def _joined(
-    rows: Iterable[Tensor], labels: Iterable[Tensor], width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    none = torch.empty(0, width, device=device), torch.empty(0, dtype=torch.int64, device=device)
-    return torch.cat([none[0], *rows]), torch.cat([none[1], *labels])

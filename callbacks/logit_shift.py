@@ -159,13 +159,14 @@ def estimate_prior(
         prior = EffectivePrior(num_classes, offsets, "cpu" if device.type == "mps" else device)
         batches = own_batches(loader, move, ranks)
         try:
-            for batch, keep in batches:
+            for batch, place in batches:
                 inputs, targets, _ = read_batch(module, batch, who, adapter)
                 logits = view_of_batch(module, batch, who, adapter)(inputs)
                 logits = logits.log() if are_probabilities(logits) else logits
-                y = class_targets(targets, num_classes, who).to(logits.device)
-                weights = None if class_weights is None else class_weights.to(y.device)[keep(y)]
-                prior.update(keep(logits), weights)
+                kept = (place(len(logits)) >= 0).to(logits.device)
+                y = class_targets(targets, num_classes, who).to(logits.device)[kept]
+                weights = None if class_weights is None else class_weights.to(y.device)[y]
+                prior.update(logits[kept], weights)
                 if tick is not None:
                     tick()
         except Exception as caught:  # raised on every rank below

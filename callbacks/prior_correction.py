@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstlight.callbacks.batches import Adapter, LogitsTap
-from firstlight.callbacks.classes import find_classes
+from firstlight.callbacks.batches import Adapter
 from firstlight.callbacks.kept_prior import KeptPrior, diagnosis
 from firstlight.callbacks.labelled_sets import (
     Source,
     check_source,
     find_set,
+    nearest_loader,
     training_counts,
 )
 from firstlight.callbacks.logit_shift import LogitShift, check_maker
-from firstlight.callbacks.paired_evaluation import PairedEvaluation, agreed
+from firstlight.callbacks.paired_evaluation import PairedWatch
 from firstlight.callbacks.records import RunRecords, Voice, log_scalars
 from firstlight.callbacks.retraining import by_measure
-from firstlight.callbacks.retraining_report import show_classes, show_scores, what_falls
+from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.stages import Stage, StageCallback, loaders_of
 from firstlight.callbacks.strategies import refuse_sharded
 from firstlight.callbacks.training_loss import TrainingLoss, read_loss
@@ -27,6 +27,7 @@ from firstlight.functional import ClassifierScores, prior_offset
 from firstlight.functional.loaders import named_sets
 
 WHO = "PriorCorrection"
+BEFORE, AFTER = "as trained", "prior corrected"
 
 
 class PriorCorrection(StageCallback):
@@ -37,7 +38,7 @@ class PriorCorrection(StageCallback):
     prior; o what the training loss added to the logits, read from the module's ``loss``. See
     `firstlight.functional.prior_offset`. Validation and training see the logits as they are, so
     that checkpoints and early stopping do too: validation gets further keys,
-    ``val/prior_corrected/worst|macro|micro|ece|brier``.
+    ``val/prior_corrected/worst|macro|micro|ece|ece_scaled|temperature|brier``.
 
     p is estimated anew before each validation, and at a test or prediction unless the checkpoint
     holds that of the very same weights. Cost: each time a forward pass over the data it is
@@ -90,9 +91,8 @@ class PriorCorrection(StageCallback):
         self.effective_prior: Tensor | None = None
         self._kept = KeptPrior()
         self._step = -1
-        self._tap: LogitsTap | None = None
+        self._watching: PairedWatch | None = None
         self._hook: LogitShift | None = None
-        self._running: dict[str, PairedEvaluation] = {}
         self._finished: dict[str, tuple[ClassifierScores, ClassifierScores]] = {}
 
     @property
@@ -128,7 +128,7 @@ class PriorCorrection(StageCallback):
         self._off()
         self.records.start()
         self._say.forget()
-        self._running, self._finished, self._step = {}, {}, -1
+        self._finished, self._step = {}, -1
         refuse_sharded(trainer, WHO, "Correct the checkpoint: firstlight correct-prior CKPT")
         if stage == "fit" and self.prior is None and self.data == "holdout":
             find_set(trainer, "holdout", WHO)
@@ -151,23 +151,12 @@ class PriorCorrection(StageCallback):
 
     def _find_maker(self, trainer: Any, pl_module: Any) -> tuple[str, int]:
         if self._maker is None:
-            loader = self._loader(trainer)
+            loader = nearest_loader(trainer) or find_set(trainer, self.data, WHO).loader
             move = trainer.strategy.batch_to_device
             self._maker = check_maker(pl_module, loader, move, WHO, self.adapter)
             name, classes = self._maker
             self._say(trainer, f"logits are the output of {name!r}, {classes} classes.")
         return self._maker
-
-    def _loader(self, trainer: Any) -> Any:
-        """A loader of examples as the module takes them, the nearest at hand."""
-        for loaders in (
-            trainer.val_dataloaders,
-            trainer.test_dataloaders,
-            trainer.train_dataloader,
-        ):
-            if found := named_sets("", loaders):
-                return found[0][1]
-        return find_set(trainer, self.data, WHO).loader
 
     def _loss(self, pl_module: Any, trainer: Any) -> TrainingLoss:
         if self.offsets is not None:
@@ -228,64 +217,49 @@ class PriorCorrection(StageCallback):
         return shift
 
     def _watch(self, pl_module: Any, before: Tensor, after: Tensor) -> None:
-        if self._tap is not None:
-            self._tap.remove()
-        self._tap, self._shifts, self._running = LogitsTap(pl_module), (before, after), {}
+        if self._watching is not None:
+            self._watching.remove()
+        self._watching = PairedWatch(pl_module, before, after, WHO, self.adapter)
 
     def before_batch(self, stage: Stage) -> None:
         """Begin to look."""
-        if self._tap is not None and stage != "train":
-            self._tap.armed = True
+        if self._watching is not None and stage != "train":
+            self._watching.arm()
 
     def after_batch(
         self, stage: Stage, trainer: Any, pl_module: Any, batch: Any, index: int
     ) -> None:
         """Count the batch twice, as it is and corrected."""
-        if self._tap is None or stage == "train":
+        if self._watching is None or stage == "train":
             return
         split, loader = named_sets(stage, loaders_of(trainer, stage))[index]
-        if split not in self._running:
-            self._running[split] = self._evaluation(split, loader, pl_module)
-        for note in self._running[split].update(pl_module, batch, self._tap, self.adapter):
+        for note in self._watching.update(split, loader, batch):
             self._say(trainer, note)
-
-    def _evaluation(self, split: str, loader: Any, pl_module: Any) -> PairedEvaluation:
-        return PairedEvaluation(split, loader, *self._shifts, pl_module.device, WHO)
 
     def finish(self, stage: Stage, trainer: Any, pl_module: Any) -> None:
         """Sum up, log, write."""
-        if self._tap is None or stage == "train":
+        if self._watching is None or stage == "train":
             return
-        self._tap.remove()
-        self._tap = None
-        running, self._running = self._running, {}
-        for one in agreed(running, lambda split: self._evaluation(split, None, pl_module)):
-            before, after = self._finished[one.split] = one.scores()
+        found, self._watching = self._watching.finish(), None
+        self._finished |= found
+        for split, (before, after) in found.items():
             words = {"prior_corrected": after}
             if stage == "test":  # whose own metrics are corrected already
                 words["prior_uncorrected"] = before
             end = "" if self.name is None else f"/{self.name}"
-            log_scalars(trainer, {f"{one.split}{end}/{k}": v for k, v in by_measure(words).items()})
-        self._record(trainer)
+            log_scalars(trainer, {f"{split}{end}/{k}": v for k, v in by_measure(words).items()})
+        if self._maker is not None:
+            self._record(trainer, *self._maker)
 
-    def _record(self, trainer: Any) -> None:
-        if self.records.folder is None or self._maker is None:
-            return
-        step, epoch = self.records.place(trainer)
-        said = diagnosis(self.effective_prior, training_counts(trainer, self._maker[1]))
+    def _record(self, trainer: Any, maker: str, classes: int) -> None:
+        said = diagnosis(self.effective_prior, training_counts(trainer, classes))
         reasons = [
             f"{split}: mean {a.macro:.4f} becomes {b.macro:.4f}, all {a.micro:.4f} becomes "
             f"{b.micro:.4f}; {said}"
             for split, (a, b) in self._finished.items()
         ]
-        end = "" if self.name is None else f"-{self.name}"
-        self.records.folder.write(
-            "events",
-            {"kind": "prior", "block": [self._maker[0]] * len(reasons), "reason": reasons},
-            step=step,
-            epoch=epoch,
-            split=f"prior{end}",
-        )
+        split = "prior" if self.name is None else f"prior-{self.name}"
+        self.records.event(trainer, "prior", [maker] * len(reasons), reasons, split=split)
 
     # ---------------------------------------------------------------- ends
 
@@ -294,21 +268,21 @@ class PriorCorrection(StageCallback):
         self.records.mark("finished")
         if not self._finished or not trainer.is_global_zero or self._maker is None:
             return
-        classes = find_classes(trainer, self._maker[1], self.class_names, None, (20, 100))
         prior = training_counts(trainer, self._maker[1])
         self._say(trainer, f"the effective prior {diagnosis(self.effective_prior, prior)}.")
         for split, (before, after) in self._finished.items():
-            scores = {"as trained": before, "prior corrected": after}
-            show_scores(f"Prior correction, {split}", scores, classes.names, prior=prior)
-            show_classes(f"{split}, by class", before, after, classes.names, classes.train_counts)
-            self._say(trainer, f"{split}: {what_falls(before, after, prior)}")
+            fell = show_comparison(
+                trainer, f"Prior correction, {split}", {BEFORE: before, AFTER: after}, BEFORE,
+                AFTER, by_class=f"{split}, by class", class_names=self.class_names,
+            )  # fmt: skip
+            self._say(trainer, f"{split}: {fell}")
 
     def _off(self) -> None:
         """Take all hooks off."""
-        for one in (self._tap, self._hook):
+        for one in (self._watching, self._hook):
             if one is not None:
                 one.remove()
-        self._tap = self._hook = None
+        self._watching = self._hook = None
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Print the last validation's table."""

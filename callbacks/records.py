@@ -194,23 +194,26 @@ class RunRecords:
         blocks: list[str],
         reasons: list[str],
         trainable: int | None = None,
+        split: str | None = None,
     ) -> None:
         """Write what happens before the next update into the table ``events``.
 
         Args:
             trainer: says when.
-            kind: of the event; each kind has a part of its own, beside those of other callbacks.
+            kind: of the event.
             blocks: one row each.
             reasons: of each row.
             trainable: numbers that are trained from now on.
+            split: names the part, beside those of other callbacks; default: the kind.
         """
         if self.folder is not None:
+            step, epoch = self.place(trainer)
             self.folder.write(
                 "events",
                 {"kind": kind, "block": blocks, "reason": reasons, "trainable": trainable},
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                split=kind,
+                step=step,
+                epoch=epoch,
+                split=split or kind,
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from firstlight.callbacks.linear_head import Head
+from firstlight.callbacks.retraining import NotRetrainedError, put_in
 from firstlight.functional import RetrainedHead
 from firstlight.runfolder import replacing
 
@@ -17,6 +18,32 @@ def retrained_path(checkpoint: Path, name: str | None = None) -> Path:
     """``<name>-retrained.ckpt`` beside a checkpoint."""
     end = "" if name is None else f"-{name}"
     return checkpoint.with_name(f"{checkpoint.stem}-retrained{end}.ckpt")
+
+
+def start_from(trainer: Any, pl_module: Any, which: str) -> str:
+    """Give a module the weights of the ``"last"`` or ``"best"`` checkpoint; say what they are.
+
+    Raises:
+        NotRetrainedError: where no best one was written.
+    """
+    if which == "last":
+        return "the weights that training ended with"
+    path = trainer.checkpoint_callback.best_model_path
+    if not path:
+        raise NotRetrainedError("it starts from the best checkpoint, and none was written")
+    # Of this very run, whatever types the user's module put into it.
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    pl_module.load_state_dict(content["state_dict"])
+    return str(path)
+
+
+def checkpoint_of(trainer: Any, which: str, folder: Path) -> Path:
+    """The file that the new one is named after: a checkpoint's, or one in the run folder."""
+    saving = trainer.checkpoint_callback
+    best = getattr(saving, "best_model_path", "")
+    last = getattr(saving, "last_model_path", "") or best
+    given = best if which == "best" else last
+    return Path(given) if given else folder / "last.ckpt"
 
 
 def describe_head(
@@ -104,6 +131,32 @@ def write_retrained(
         finally:
             draft.unlink(missing_ok=True)
     trainer.strategy.barrier()
+
+
+def keep_head(
+    trainer: Any, pl_module: Any, head: Head, new: RetrainedHead, source: str, started: str,
+    path: Path,
+) -> str:  # fmt: skip
+    """Put a fitted head into the module, and write the trainer's checkpoint with it. Collective.
+
+    Args:
+        trainer: at the end of a fit.
+        pl_module: gets the head.
+        head: where it is.
+        new: the head.
+        source: what it was fitted to.
+        started: see `start_from`.
+        path: of the file.
+
+    Returns:
+        What was done, and how to test it.
+    """
+    told = describe_head(head, new, put_in(pl_module, head, new), source, started)
+    write_retrained(trainer, path, head, new, told)
+    return (
+        f"started from {started} and put the head of {new.rule!r} in; the old one is kept in "
+        f"{path}. To test it:\n  {command_that_tests(trainer, pl_module, path)}"
+    )
 
 
 def command_that_tests(trainer: Any, pl_module: Any, path: Path) -> str:

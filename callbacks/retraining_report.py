@@ -2,16 +2,55 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
+from firstlight.callbacks.classes import find_classes
+from firstlight.callbacks.labelled_sets import training_counts
 from firstlight.callbacks.records import console
 from firstlight.functional import ClassifierScores
 
 MOST = 10
 """Classes shown at either end, of those that gained most and paid most."""
+
+
+def show_comparison(
+    trainer: Any,
+    title: str,
+    scores: Mapping[str, ClassifierScores],
+    before: str,
+    after: str | None,
+    *,
+    by_class: str,
+    class_names: Sequence[str] | None = None,
+    undefined: Mapping[str, str] | None = None,
+) -> str:
+    """Print classifiers side by side, and of two of them every class.
+
+    Args:
+        trainer: says what the classes are called and how often they were trained on.
+        title: says on which data.
+        scores: by name.
+        before: a key of ``scores``.
+        after: another, the one that is kept; None: no table by class.
+        by_class: title of that table.
+        class_names: one a class, where they are given.
+        undefined: why rules have no classifier.
+
+    Returns:
+        What becomes of accuracy under either prior, in words; empty where nothing is kept.
+    """
+    num_classes = len(scores[before].counts)
+    classes = find_classes(trainer, num_classes, class_names, None, (20, 100))
+    prior = training_counts(trainer, num_classes)
+    show_scores(title, scores, classes.names, chosen=after, undefined=undefined, prior=prior)
+    if after is None:
+        return ""
+    show_classes(by_class, scores[before], scores[after], classes.names, classes.train_counts)
+    return what_falls(scores[before], scores[after], prior)
 
 
 def show_scores(
@@ -33,26 +72,40 @@ def show_scores(
         undefined: why rules have no classifier.
         prior: (K,), for a column of accuracy under it; None: no such column.
     """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0)
+    )
     table.add_column("", no_wrap=True)
     columns = ["worst", "mean", "all", *([] if prior is None else ["prior"])]
-    for column in [*columns, "ECE", "Brier"]:
+    for column in [*columns, "ECE", "at T", "T", "Brier"]:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("worst class", no_wrap=True)
+    table.add_column("worst class", overflow="fold")
     for name, one in scores.items():
         cells = [one.worst, one.macro, one.micro, *([] if prior is None else [one.under(prior)])]
         table.add_row(
             f"{name} *" if name == chosen else name,
             *(f"{100 * cell:.1f}" for cell in cells),
-            *("-" if math.isnan(x) else f"{x:.3f}" for x in (one.ece, one.brier)),
+            _number(one.ece, 3),
+            _number(one.ece_scaled, 3),
+            _number(one.temperature, 2),
+            _number(one.brier, 3),
             names[one.worst_class],
         )
+    words = "mean: if classes came equally often"
     if prior is not None:
-        table.caption = "In %; prior: if classes came as often as in training, mean: equally often"
-        table.caption_justify = "left"
+        words += ", prior: as often as in training"
+    table.caption = (
+        f"Accuracy in %; {words}.\nat T: ECE after temperature scaling, each half of the examples "
+        "at the T that suits the other; T: of all"
+    )
+    table.caption_justify = "left"
     console.print(table)
     for name, why in (undefined or {}).items():
         console.print(f"{name} is {why}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def show_classes(

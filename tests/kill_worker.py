@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from firstlight.callbacks import (
     FisherTraceMonitor,
     GradualUnfreezing,
+    LastLayerRetraining,
     PerClassMonitor,
     SharpnessMonitor,
 )
 from firstlight.datamodules import DigitsDataModule
-from firstlight.functional import StabilityRule
+from firstlight.functional import StabilityRule, row_store
 from firstlight.lightning_modules import ImageClassifier
 
 DECAY = {"milestones": [1, 2], "gamma": 0.2}  # jumps that the table of events must hold
@@ -51,7 +52,15 @@ def auto() -> dict[str, Any]:
     return {"epochs": 5, "accumulate": 1, "callbacks": [unfreezing], "optimizer": ("AdamW", ADAMW)}
 
 
-MODES = {"monitors": monitored, "fixed": fixed, "auto": auto}
+def retraining() -> dict[str, Any]:
+    """Features of 3 batches held out and 2 of validation, in a file, after each of 2 epochs."""
+    row_store.SHARE = 0.0
+    callbacks = [LastLayerRetraining(every_n_epochs=1, ridge="loo")]
+    return {"epochs": 2, "accumulate": 2, "callbacks": callbacks, "optimizer": ("AdamW", {}),
+            "data": {"holdout": 0.2, "eval_batch_size": 64}}  # fmt: skip
+
+
+MODES = {"monitors": monitored, "fixed": fixed, "auto": auto, "retraining": retraining}
 
 
 class KilledAt(L.Callback):
@@ -59,7 +68,16 @@ class KilledAt(L.Callback):
 
     def __init__(self, batches: int, hook: str) -> None:
         self.left = batches
-        setattr(self, hook, self.count)
+        if hook != "extraction":
+            setattr(self, hook, self.count)
+            return
+        append = row_store.RowStore.append
+
+        def append_and_count(store: row_store.RowStore, rows: torch.Tensor) -> None:
+            append(store, rows)
+            self.count()
+
+        row_store.RowStore.append = append_and_count
 
     def count(self, *_: Any) -> None:
         """Once a batch."""
@@ -83,7 +101,9 @@ def main(folder: Path, kill_after: int, every: int, ranks: int, mode: str, hook:
     torch.set_num_threads(1)
     L.seed_everything(1, verbose=False)
     run = MODES[mode]()
-    data = DigitsDataModule(imbalance_factor=5, batch_size=32, img_size=8, seed=1)
+    data = DigitsDataModule(
+        imbalance_factor=5, batch_size=32, img_size=8, seed=1, **run.get("data", {})
+    )
     model = model_of(*run["optimizer"])
     saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=every, save_last=True)
     trainer = L.Trainer(

@@ -95,12 +95,14 @@ OPTIONS = ("--model", "plain_script.Net", "--device", "cpu")
 def test_a_foreign_checkpoint_gets_another_head_from_the_command_line(foreign, monkeypatch, capsys):
     script, path = foreign
     firstlight(monkeypatch, "retrain-last-layer", path, *OPTIONS, "--data",
-               "plain_script.WithHoldOut", "--rule", "inverse_frequency")  # fmt: skip
+               "plain_script.WithHoldOut", "--rule", "inverse_frequency", "--rules",
+               "balanced_midpoint", "logit_adjustment", "--ridge", "loo")  # fmt: skip
     printed = " ".join(capsys.readouterr().out.split())
     for part in (
         "The last layer is 'out', 16 features to 3 classes", "WithHoldOut's hold-out",
         "on validation data", "inverse_frequency *", "logit_adjustment", "inverse_frequency, by",
-        "under the training prior", "run-retrained.ckpt",
+        "under the training prior", "run-retrained.ckpt", "ECE at T T Brier",
+        "balanced_midpoint: ridge", "by leave-one-out error",
     ):  # fmt: skip
         assert part in printed, part
     made = torch.load(path.with_name("run-retrained.ckpt"), weights_only=True)

@@ -10,10 +10,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from firstlight.callbacks.classes import Classes, find_classes
+from firstlight.callbacks.extraction import Features, extract
 from firstlight.callbacks.kept_prior import diagnosis
 from firstlight.callbacks.labelled_sets import LabelledSet, Source, find_set, training_counts
-from firstlight.callbacks.linear_head import Features, Head, check_head, extract
+from firstlight.callbacks.linear_head import Head, check_head
 from firstlight.callbacks.retrained_checkpoint import (
     CHECKPOINT_KEY,
     describe_head,
@@ -24,10 +24,13 @@ from firstlight.callbacks.retraining import (
     BEFORE,
     CHUNK,
     DEFAULT_RULES,
+    USUAL_RIDGE,
+    Ridge,
+    check_ridge_choice,
     check_rules,
     fit_and_compare,
 )
-from firstlight.callbacks.retraining_report import show_classes, show_scores, what_falls
+from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.training_loss import TrainingLoss, read_loss
 from firstlight.checkpoints import CheckpointError, Weights
 from firstlight.functional import (
@@ -57,8 +60,7 @@ class _Opened:
         fitted: features of them.
         evaluated: of validation data, or the same where there are none.
         where: what ``evaluated`` is, in words.
-        classes: names and counts.
-        prior: training counts, (K,), or None.
+        run: stands for a trainer.
     """
 
     restored: Restored
@@ -67,8 +69,7 @@ class _Opened:
     fitted: Features
     evaluated: Features
     where: str
-    classes: Classes
-    prior: Tensor | None
+    run: OfflineRun
 
     def old(self) -> dict[str, Tensor]:
         """Weight and bias of the layer as it is."""
@@ -82,7 +83,7 @@ def retrain_last_layer(
     rule: str = "logit_adjustment",
     rules: Sequence[str] = DEFAULT_RULES,
     on: Source = "holdout",
-    ridge: float = 0.01,
+    ridge: Ridge = USUAL_RIDGE,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     data: str | None = None,
@@ -99,7 +100,7 @@ def retrain_last_layer(
         rule: which head is written, a name of `firstlight.functional.RULES`.
         rules: those that are compared.
         on: what to fit to, ``holdout``, ``val`` or ``train``.
-        ridge: see `firstlight.functional.retrain_last_layer`.
+        ridge: see `firstlight.callbacks.LastLayerRetraining`.
         model: import path of the LightningModule; None for firstlight's own.
         model_args: constructor arguments that the checkpoint does not hold.
         data: a DataModule, or a loader or data set to fit to; default: what the run was trained
@@ -121,6 +122,7 @@ def retrain_last_layer(
             that is undefined for them.
     """
     names, path = check_rules(rule, rules), Path(checkpoint)
+    check_ridge_choice(ridge)
     target = _target(retrained_path(path), output)
     who = "firstlight retrain-last-layer"
     restored = restore_module(
@@ -131,7 +133,7 @@ def retrain_last_layer(
         restored.module, opened.head, opened.fitted, opened.evaluated, names, ridge
     )
     for note in found.notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        _say(note)
     _show(opened, found.scores, found.heads.undefined, BEFORE, rule, f"{found.fitted:,} examples")
     if rule in found.heads.undefined:
         raise ValueError(f"nothing is written, since {rule} is {found.heads.undefined[rule]}")
@@ -195,7 +197,7 @@ def correct_prior(
     loss = read_loss(restored.module, who) if offsets is None else None
     if loss is None:
         loss = TrainingLoss(torch.tensor(offsets).double(), None, "offsets are the argument's.")
-    console.print(loss.note, soft_wrap=True, highlight=False, markup=False)
+    _say(loss.note)
     old, prior = opened.old(), _effective_prior(opened, loss)
     shift = prior_offset(
         prior,
@@ -210,7 +212,8 @@ def correct_prior(
         "as trained": _scores(opened, old["weight"], old["bias"]),
         "prior corrected": _scores(opened, new.weight, new.bias),
     }
-    console.print(f"The effective prior {diagnosis(prior, opened.prior)}.", soft_wrap=True)
+    counts = training_counts(opened.run, opened.head.num_classes)
+    _say(f"The effective prior {diagnosis(prior, counts)}.")
     _show(opened, scores, {}, "as trained", "prior corrected", opened.fit_to.name)
     told = describe_head(opened.head, new, old, on, str(path))
     told |= {"effective_prior": prior, "shift": shift, "tau": tau}
@@ -245,22 +248,28 @@ def _opened(
         *fit_to.notes,
     ]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    fitted = extract(module, head, fit_to.loader, move, who, None)
+        _say(line)
+
+    def features(source: LabelledSet) -> Features:
+        found = extract(module, head, source.loader, move, who, None, path.parent)
+        if found.note:
+            _say(f"Features of {source.name}, {found.note}.")
+        return found
+
+    fitted = features(fit_to)
     val = named_sets("val", trainer.val_dataloaders)
     evaluated, where = fitted, "the data fitted to, which flatters what is fitted"
     if val and on != "val":
-        evaluated, where = extract(module, head, val[0][1], move, who, None), "validation data"
-    classes = find_classes(trainer, head.num_classes, None, None, (20, 100))
-    prior = training_counts(trainer, head.num_classes)
-    return _Opened(restored, head, fit_to, fitted, evaluated, where, classes, prior)
+        where = "validation data"
+        evaluated = features(LabelledSet("val", val[0][1], where))
+    return _Opened(restored, head, fit_to, fitted, evaluated, where, trainer)
 
 
 def _effective_prior(opened: _Opened, loss: TrainingLoss) -> Tensor:
     device, old = opened.fitted.features.device, opened.old()
     estimate = EffectivePrior(opened.head.num_classes, loss.offsets, device)
     rows = max(64, CHUNK // opened.head.num_classes)
-    for logits, y in opened.fitted.logits(old["weight"], old["bias"], rows):
+    for logits, y, _ in opened.fitted.logits(old["weight"], old["bias"], rows):
         weights = None if loss.class_weights is None else loss.class_weights.to(y.device)[y]
         estimate.update(logits, weights)
     return estimate.compute()
@@ -279,20 +288,23 @@ def _show(
     chosen: str,
     fitted: str,
 ) -> None:
-    names, prior = opened.classes.names, opened.prior
-    title = f"Last layer, from {fitted}; on {opened.where}"
-    show_scores(title, scores, names, chosen=chosen, undefined=undefined, prior=prior)
-    if chosen in scores:
-        a, b = scores[before], scores[chosen]
-        show_classes(f"{chosen}, by class", a, b, names, opened.classes.train_counts)
-        console.print(what_falls(a, b, prior), soft_wrap=True, highlight=False)
+    fell = show_comparison(
+        opened.run, f"Last layer, from {fitted}; on {opened.where}", scores, before,
+        None if chosen in undefined else chosen, by_class=f"{chosen}, by class",
+        undefined=undefined,
+    )  # fmt: skip
+    _say(fell)
+
+
+def _say(line: str) -> None:
+    if line:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _said(target: Path, key: str) -> Path:
-    console.print(
+    _say(
         f"Written, with the old layer under {key!r}: {target}\nTo test it: firstlight test "
         f"--config CONFIG --ckpt_path {target}\nor trainer.test(model, data, "
-        f"ckpt_path={str(target)!r})",
-        soft_wrap=True, highlight=False, markup=False,
-    )  # fmt: skip
+        f"ckpt_path={str(target)!r})"
+    )
     return target

@@ -10,6 +10,11 @@ from firstlight.last_layer import correct_prior, retrain_last_layer
 from firstlight.measure_options import OPTIONS as MEASURING
 from firstlight.measure_options import Option, add_options
 
+
+def _ridge(text: str) -> float | str:
+    return text if text == "loo" else float(text)
+
+
 _ON: Option = (
     {"choices": SOURCES},
     "examples to fit to: the DataModule's hold-out, its validation or training data (default: "
@@ -26,7 +31,11 @@ _SHARED: dict[str, Option] = {
 _RETRAIN: dict[str, Option] = {
     "rule": ({"choices": list(RULES)}, "head to write (default: logit_adjustment)"),
     "rules": ({"nargs": "+", "choices": list(RULES), "metavar": "RULE"}, "heads to compare"),
-    "ridge": ({"type": float}, "penalty r/2 |W|^2 of standardised features (default: 0.01)"),
+    "ridge": (
+        {"type": _ridge},
+        "penalty r/2 |W|^2 of standardised features, or loo: by leave-one-out error for rules of "
+        "squared loss (default: 0.01)",
+    ),
 }
 _CORRECT: dict[str, Option] = {
     "tau": ({"type": float}, "how much of the prior is taken out (default: 1)"),

@@ -197,7 +197,7 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         keys=tuple(
             f"retrain/{rule}/{measure}"
             for rule in ("before", "unweighted", "inverse_frequency", "logit_adjustment")
-            for measure in ("worst", "macro", "micro", "ece", "brier")
+            for measure in ("worst", "macro", "micro", "ece", "ece_scaled", "temperature", "brier")
         ),
         refused=(
             ({"rule": "cRT"}, "unknown rule 'cRT'; there are unweighted"),
@@ -206,6 +206,7 @@ CALLBACKS: Mapping[str, CallbackCase] = {
             ({"rule": None, "rules": ()}, "at least one"),
             ({"data": "test"}, "data must be one of holdout, val, train"),
             ({"ridge": -1}, "ridge must be"),
+            ({"ridge": "LOO"}, "a number, or 'loo'"),
             ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
             ({"ckpt_path": "first"}, "'last' or 'best'"),
         ),
@@ -218,7 +219,7 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         build=lambda **kw: PriorCorrection(**{"data": "val", **kw}),
         keys=tuple(
             f"val/prior_corrected/{measure}"
-            for measure in ("worst", "macro", "micro", "ece", "brier")
+            for measure in ("worst", "macro", "micro", "ece", "ece_scaled", "temperature", "brier")
         ),
         refused=(
             ({"data": "test"}, "data must be one of holdout, val, train"),

@@ -10,7 +10,8 @@ import torch
 from contract_modules import MODULES
 from contract_table import CALLBACKS
 
-from firstlight.callbacks.linear_head import check_head, extract
+from firstlight.callbacks.extraction import extract
+from firstlight.callbacks.linear_head import check_head
 from firstlight.callbacks.retraining import DEFAULT_RULES, fit_and_compare
 from firstlight.runfolder import RunFolder
 

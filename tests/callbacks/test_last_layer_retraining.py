@@ -10,13 +10,16 @@ import pytest
 import torch
 from contract_modules import CLASSES, MODULES, Images, TupleBatch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from sklearn.linear_model import LogisticRegression
+from lightning.pytorch.loggers import CSVLogger
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from firstlight.callbacks import LastLayerRetraining
+from firstlight.callbacks import LastLayerRetraining, extraction
 from firstlight.callbacks.linear_head import HeadError
-from firstlight.functional import CosineHead
+from firstlight.callbacks.retraining import DEFAULT_RULES
+from firstlight.functional import CosineHead, row_store
+from firstlight.functional.ridge_search import RIDGES
 from firstlight.runfolder import RunFolder
 
 EVEN, ODD = list(range(0, 37, 2)), list(range(1, 37, 2))
@@ -181,13 +184,46 @@ class Untold(Images):
         return self.images[index], self.__dict__["targets"][index]
 
 
-def test_a_class_missing_where_nothing_told_is_named_at_the_end_and_nothing_is_left(tmp_path):
+def without_class_2():
     data = Data([i for i in ODD if Images().targets[i] != 2], Untold())
     data.dataset.told = False
-    module = TupleBatch()
-    with pytest.raises(ValueError, match="no examples to retrain on"):
-        fit(tmp_path, [LastLayerRetraining()], module, data)
-    assert not list(tmp_path.rglob("*retrained*"))
+    return data
+
+
+def test_a_class_missing_where_nothing_told_is_found_by_reading_before_training(tmp_path):
+    watch = checks.Watch()
+    with pytest.raises(ValueError, match=r"class 2 has no examples in Data's hold-out"):
+        fit(tmp_path, [LastLayerRetraining(), watch], data=without_class_2())
+    assert not any("momentum" in str(seen) for seen in watch.seen[1:])
+
+
+def test_a_class_missing_from_much_data_is_told_at_the_end_and_training_is_kept(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(extraction, "FEW", 1)
+    callback = LastLayerRetraining(every_n_epochs=1)
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    with pytest.warns(UserWarning, match="head stays as it was, since class 2 has no examples"):
+        _, module = fit(tmp_path, [callback, saving], data=without_class_2())
+    printed = capsys.readouterr().out
+    assert "is not known before they are read; if one is missing then, the head stays" in printed
+    assert "there is nothing to compare: class 2 has no examples to fit to" in printed
+    plain = fit(tmp_path / "plain", [], data=without_class_2())[1].state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in module.state_dict().items())
+    assert (tmp_path / "last.ckpt").is_file() and not list(tmp_path.rglob("*retrained*"))
+    run = RunFolder.open(tmp_path / "firstlight")
+    (event,) = run.read("events").to_pylist()
+    assert "stays as it was, since class 2" in event["reason"]
+    assert run.run["status"] == "finished"
+
+
+def test_no_best_checkpoint_at_the_end_leaves_the_head_too(tmp_path):
+    saving = ModelCheckpoint(tmp_path, monitor="val_loss", every_n_epochs=5)
+    callback = LastLayerRetraining(ckpt_path="best")
+    with pytest.warns(UserWarning, match="best checkpoint, and none was written"):
+        _, module = fit(tmp_path, [callback, saving])
+    plain = fit(tmp_path / "plain", [])[1].state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in module.state_dict().items())
 
 
 def test_one_example_per_class_is_enough_and_said(tmp_path, capsys):
@@ -282,7 +318,11 @@ class Breaks(Images):
         return super().__getitem__(index)
 
 
-def test_an_interrupted_extraction_leaves_all_as_it_was_and_can_be_started_again(tmp_path):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_interrupted_extraction_leaves_all_as_it_was_and_can_be_started_again(
+    share, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(row_store, "SHARE", share)
     data, module, callback = Data(dataset=Breaks()), TupleBatch(), LastLayerRetraining()
     states = []
 
@@ -296,7 +336,9 @@ def test_an_interrupted_extraction_leaves_all_as_it_was_and_can_be_started_again
     after = checks.snapshot(module)
     for part in ("weights", "requires_grad", "modes", "torch", "numpy", "python", "hooks"):
         assert checks._equal(states[0][part], after[part]), part
-    assert not list(tmp_path.rglob("*retrained*"))
+    assert {path.name for path in (tmp_path / "firstlight").iterdir()} == {
+        "run.json", "config.yaml",
+    }  # fmt: skip
     data.dataset.broken = False
     fit(tmp_path / "again", [callback], module, data, enable_checkpointing=False)
     assert (tmp_path / "again/firstlight/last-retrained.ckpt").is_file()
@@ -320,3 +362,82 @@ def test_averaged_weights_are_the_ones_fitted_to(tmp_path):
     made = torch.load(tmp_path / "last-retrained.ckpt", weights_only=True)["state_dict"]
     for key, value in module.state_dict().items():
         assert torch.equal(made[key], value), key
+
+
+def test_features_in_a_file_give_the_same_heads_to_the_last_bit(tmp_path, monkeypatch, capsys):
+    rules = ["unweighted", "logit_adjustment", "balanced_midpoint", "equal_error"]
+    found = {}
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(row_store, "SHARE", share)
+        callback, root = LastLayerRetraining(rules=rules), tmp_path / str(share)
+        _, module = fit(root, [callback], enable_checkpointing=False)
+        found[share] = callback.result.heads.heads, module.state_dict(), capsys.readouterr().out
+        folder = root / "firstlight"
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"run.json", "config.yaml", "events", "last-retrained.ckpt"}
+    for rule in rules:
+        a, b = (found[share][0][rule] for share in found)
+        assert torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+    assert checks._equal(found[1.0][1], found[0.0][1])
+    for name in ("Data's hold-out", "the validation data"):
+        words = f"features of {name}, 0.00 GiB, more than a quarter of the free memory"
+        assert words in found[0.0][2] and words not in found[1.0][2]
+
+
+class Kept(CSVLogger):
+    """Keeps what is logged."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.seen = {}
+
+    def log_metrics(self, metrics, step=None):
+        kept = {key: value for key, value in metrics.items() if key.startswith("retrain/")}
+        if kept:
+            self.seen[step] = kept
+
+
+def test_the_probe_logs_every_rule_each_time_and_the_same_when_resumed(tmp_path):
+    """Four epochs of three updates; resumed after the second, which has a probe, or the third."""
+    series, ends = {}, {}
+    for label, epochs in {"whole": (4,), "two": (2, 4), "three": (3, 4)}.items():
+        seen, last = {}, tmp_path / label / "last.ckpt"
+        for until in epochs:
+            logger = Kept(tmp_path / label)
+            callback = LastLayerRetraining(None, DEFAULT_RULES, every_n_epochs=2)
+            saving = ModelCheckpoint(tmp_path / label, save_last=True, enable_version_counter=False)
+            checks.seed_all(7)
+            trainer = L.Trainer(
+                max_epochs=until, accelerator="cpu", logger=logger, enable_progress_bar=False,
+                enable_model_summary=False, callbacks=[callback, saving],
+            )  # fmt: skip
+            module = MODULES["ImageClassifier"].build()  # whose randomness is keyed
+            trainer.fit(module, datamodule=Data(), ckpt_path=last if last.exists() else None)
+            seen |= {step: m for step, m in logger.seen.items() if until == 4 or step == 6}
+        series[label], ends[label] = seen, module.state_dict()
+    assert set(series["whole"]) == {6, 12}
+    for label in ("two", "three"):
+        assert series[label] == series["whole"], label
+        assert checks._equal(ends[label], ends["whole"])
+    for scalars in series["whole"].values():
+        assert {key.split("/")[1] for key in scalars} == {"before", *DEFAULT_RULES}
+        assert len({scalars[f"retrain/{rule}/brier"] for rule in ("before", "unweighted")}) == 2
+
+
+def test_the_ridge_of_squared_rules_by_leave_one_out_error(tmp_path, capsys):
+    """The choice is scikit-learn's RidgeCV's; logistic rules keep theirs, and the order stays."""
+    rules = ["balanced_midpoint", "unweighted"]
+    callback = LastLayerRetraining("balanced_midpoint", rules, ridge="loo")
+    _, module = fit(tmp_path, [callback], enable_checkpointing=False)
+    heads = callback.result.heads.heads
+    assert list(heads) == rules and heads["unweighted"].ridge == 0.01
+    x, y = (part.double().numpy() for part in features_of(module, ODD))
+    spread = x.std(0)
+    x = (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
+    w = np.bincount(y.astype(int))[y.astype(int)] ** -0.5
+    peer = RidgeCV(alphas=len(y) * np.array(RIDGES))
+    peer.fit(x, np.eye(CLASSES)[y.astype(int)], sample_weight=w * len(y) / w.sum())
+    assert heads["balanced_midpoint"].ridge == pytest.approx(peer.alpha_ / len(y))
+    made = torch.load(tmp_path / "firstlight/last-retrained.ckpt", weights_only=True)
+    assert made["last_layer_retraining"]["ridge"] == heads["balanced_midpoint"].ridge
+    assert "leave-one-out error" in capsys.readouterr().out

@@ -92,6 +92,7 @@ from firstlight.functional.prior_correction import (
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
+from firstlight.functional.ridge_search import RidgeSearch, leave_one_out_ridge, search_ridges
 from firstlight.functional.scored_runs import ScoredRuns, slope_weights
 from firstlight.functional.seeding import fold_in, keyed_generator
 from firstlight.functional.sharding import example_positions
@@ -156,6 +157,7 @@ __all__ = [
     "Received",
     "RetrainedHead",
     "RetrainedHeads",
+    "RidgeSearch",
     "RuleUndefinedError",
     "ScoreSums",
     "ScoredRuns",
@@ -199,6 +201,7 @@ __all__ = [
     "label_over_smoothing",
     "learnable_weight_scaling",
     "leave_one_out_midpoint",
+    "leave_one_out_ridge",
     "long_tailed_counts",
     "long_tailed_indices",
     "max_t_permutations",
@@ -217,6 +220,7 @@ __all__ = [
     "retrain_last_layer",
     "score_classifier",
     "score_examples",
+    "search_ridges",
     "select_on_half",
     "shot_groups",
     "shrink_effects",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
@@ -45,11 +46,14 @@ class Ranks:
         return [parts[number] for number in sorted(parts)]
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all ranks. Collective."""
-        if self.world > 1:
-            value = value.clone()
-            distributed.all_reduce(value)
-        return value
+        """Return the sum of a tensor over all ranks, on its device. Collective."""
+        if self.world == 1:
+            return value
+        # NCCL adds nothing that lies on the CPU.
+        home = torch.device("cuda") if distributed.get_backend() == "nccl" else value.device
+        moved = value.to(home, copy=True)
+        distributed.all_reduce(moved)
+        return moved.to(value.device)
 
 
 ALONE = Ranks()
