@@ -43,9 +43,10 @@ from firstlight.functional.head_baselines import (
     learnable_weight_scaling,
     tau_normalise,
 )
+from firstlight.functional.head_features import HeadFeatures
 from firstlight.functional.head_rules import RULES, HeadRule
 from firstlight.functional.hessian import TopEigenvalue, edge_of_stability, hessian_top_eigenvalue
-from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
+from firstlight.functional.logistic_head import fit_logistic_head
 from firstlight.functional.long_tail import (
     long_tailed_counts,
     long_tailed_indices,

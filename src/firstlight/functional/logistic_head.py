@@ -1,94 +1,18 @@
 """Multinomial logistic heads: weighted, with offsets and scales, to a certified gradient."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from firstlight.functional.class_weights import ClassWeights
+from firstlight.functional.head_curvature import HeadCurvature
+from firstlight.functional.head_features import HeadFeatures
 from firstlight.functional.preconditioned_lbfgs import minimise
-from firstlight.functional.ranks import ALONE, Ranks
-from firstlight.functional.retrained_head import (
-    RetrainedHead,
-    check_examples,
-    check_per_class,
-    check_present,
-    check_ridge,
-)
-
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Most logits held at once."""
+from firstlight.functional.retrained_head import RetrainedHead, check_per_class, check_ridge
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
-SAMPLE = 4
-"""Examples for each feature from which the preconditioner's covariance is taken."""
-
-
-class HeadFeatures:
-    """Examples to fit logistic heads to: standardised once, with the spectrum of the features.
-
-    Any number of heads share it. Memory: one copy of the features, in float32 (float64 where they
-    are), and ``2 d^2``. Cost: passes over the copy, and about ``10 d^3`` for the spectrum.
-
-    Args:
-        features: floating, (N, d).
-        targets: integers in [0, K), (N,).
-        num_classes: K.
-        standardize: scale to a standard deviation of 1.
-        center: about the mean; without it an intercept is that of the features as they are.
-        ranks: processes that hold a part of the examples each. Collective.
-
-    Raises:
-        ValueError: on bad examples or a class without any.
-    """
-
-    def __init__(
-        self,
-        features: Tensor,
-        targets: Tensor,
-        num_classes: int,
-        *,
-        standardize: bool = True,
-        center: bool = True,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        check_examples(features, targets, num_classes)
-        self.ranks, self.num_classes, self.centered = ranks, num_classes, center
-        work = torch.float64 if features.dtype == torch.float64 else torch.float32
-        self.targets = targets.to(features.device).long()
-        self.counts = ranks.sum(torch.bincount(self.targets, minlength=num_classes).double())
-        check_present(self.counts)
-        self.n = float(self.counts.sum())
-        # Whatever is taken off is put back in the end: the mean need not be exact.
-        mean = (ranks.sum(features.sum(0, dtype=work).double()) / self.n).to(work).double()
-        self.x = features.to(work, copy=True)
-        self.x -= mean.to(work)
-        squares = torch.zeros_like(mean)
-        for part, _ in self.chunks():
-            squares += (part**2).sum(0, dtype=torch.float64)
-        variance = ranks.sum(squares) / self.n
-        spread = variance.sqrt()
-        varies = spread > 4 * torch.finfo(work).eps * mean.abs()
-        self.scale = spread.where(varies, 1.0) if standardize else torch.ones_like(spread)
-        self.mean = mean if center else torch.zeros_like(mean)
-        if not center:
-            self.x += mean.to(work)
-        self.x /= self.scale.to(work)
-        # Every stride-th example: a guess of the curvature needs no more.
-        stride = max(1, len(self.x) // (SAMPLE * self.x.shape[1]))
-        part = self.x[::stride]
-        taken = ranks.sum(torch.tensor(float(len(part)), device=self.x.device))
-        moment = ranks.sum(part.T @ part) / taken
-        values, self.directions = torch.linalg.eigh(moment)
-        least = 8 * torch.finfo(work).eps * float(values[-1])
-        self.spectrum = values.clamp(min=max(least, 1e-30))
-
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Standardised features and targets, as many rows as keep the logits small."""
-        rows = max(64, CHUNK.get(self.x.device.type, CHUNK["cuda"]) // self.num_classes)
-        return zip(torch.split(self.x, rows), torch.split(self.targets, rows), strict=True)
 
 
 @dataclass
@@ -117,20 +41,21 @@ class _Problem:
             features = features.to(work)
             w = by_class[targets]
             z = torch.addmm(constant, features, weight.T)
-            level = z.logsumexp(1)
+            z -= z.amax(1, keepdim=True)
             true = z.gather(1, targets[:, None])[:, 0]
-            loss = level - (1 - self.smoothing) * true
+            correct += (true == 0).sum()
+            loss = (self.smoothing - 1) * true
             if self.smoothing:
-                loss = loss - self.smoothing * z.mean(1)
-            total += torch.dot(loss, w).double()
-            if work == torch.float64:  # the certificate's evaluation looks at predictions too
-                correct += (true >= z.max(1).values).sum()
-            p = z.sub_(level[:, None]).exp_()
-            first += w @ p
-            second += w @ (p * p)
-            p -= self.smoothing / classes
-            p[torch.arange(len(targets), device=p.device), targets] -= 1 - self.smoothing
-            p *= w[:, None]
+                loss -= self.smoothing * z.mean(1)
+            p = z.exp_()
+            mass = p.sum(1)
+            total += torch.dot(loss + mass.log(), w).double()
+            p *= (w / mass)[:, None]  # times the example's weight from here on
+            first += p.sum(0)
+            second += (1 / w) @ (p * p)
+            if self.smoothing:
+                p -= (self.smoothing / classes) * w[:, None]
+            p[torch.arange(len(targets), device=p.device), targets] -= (1 - self.smoothing) * w
             gradient[:, :-1].addmm_(p.T, features)
             gradient[:, -1] += p.sum(0)
         ranks = data.ranks
@@ -143,20 +68,6 @@ class _Problem:
             gradient[:, -1] = 0
         penalty = float((ridge * point**2).sum(dtype=torch.float64)) / 2
         return float(ranks.sum(total)) / data.n + penalty, gradient
-
-    def precondition(self, gradient: Tensor) -> Tensor:
-        """Divide by the features' covariance times each class's curvature, plus its ridge.
-
-        The Hessian's block of class k is the covariance weighted by ``w p_k (1 - p_k)``. Halfway
-        (geometrically) between its mean and that of all classes took fewest iterations.
-        """
-        assert self.curvature is not None
-        data, s = self.data, self.curvature
-        s = (s * s.mean()).sqrt()[:, None]
-        ridge = self.ridge.to(gradient)
-        turned = (gradient[:, :-1] @ data.directions) / (s * data.spectrum + ridge[:, :1])
-        bias = gradient[:, -1:] / (s + ridge[:, -1:])
-        return torch.cat([turned @ data.directions.T, bias], 1)
 
 
 def fit_logistic_head(
@@ -232,12 +143,20 @@ def fit_logistic_head(
         data, weights.weights.to(device), penalties.to(device), o.to(device), label_smoothing,
         intercept,
     )  # fmt: skip
+    curvature = HeadCurvature(data, problem.weights, problem.ridge, problem.offset, intercept)
+
+    def precondition(gradient: Tensor) -> Tensor:
+        assert problem.curvature is not None
+        curvature.update(problem.curvature)
+        return curvature(gradient)
+
     begin = _start(data, weights, o, a, start, intercept)
     tolerance = TOLERANCE[work] if tolerance is None else tolerance
     found = minimise(
         problem,
         begin.to(device, work),
-        problem.precondition,
+        precondition,
+        look=curvature.look,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )

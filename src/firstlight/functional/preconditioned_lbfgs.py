@@ -10,6 +10,8 @@ from torch import Tensor
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 SUFFICIENT, CURVATURE = 1e-4, 0.9
 TRIALS = 40
+RESCALED = 4
+"""Iterations between looks at the scale of the preconditioner, once it has settled."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def minimise(
     start: Tensor,
     precondition: Callable[[Tensor], Tensor],
     *,
+    look: Callable[[Tensor, int], None],
     tolerance: float,
     max_iterations: int,
     memory: int = 10,
@@ -52,17 +55,22 @@ def minimise(
         objective: point -> value and gradient; convex.
         start: any shape.
         precondition: a linear, symmetric, positive map near the inverse Hessian, up to scale; it
-            may change from one point to the next.
+            may change from one point to the next. Applied 1.25 times an iteration.
+        look: called with every point that a step starts from, and its number.
         tolerance: of the largest absolute component of the gradient.
         max_iterations: steps at most.
         memory: pairs kept.
     """
-    slack = torch.finfo(start.dtype).eps
+    slack, scale = torch.finfo(start.dtype).eps, 1.0
     x, (f, g) = start, objective(start)
     evaluations, iteration = 1, 0
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
     while float(g.abs().max()) > tolerance and iteration < max_iterations:
-        direction = -_two_loops(g, pairs, precondition)
+        look(x, iteration)
+        if pairs and (iteration <= RESCALED or iteration % RESCALED == 0):
+            _, change, product = pairs[-1]
+            scale = product / _dot(change, precondition(change))
+        direction = -_two_loops(g, pairs, precondition, scale)
         slope = _dot(g, direction)
         if not slope < 0:  # rounding has spoilt the pairs
             pairs.clear()
@@ -95,16 +103,14 @@ def _two_loops(
     gradient: Tensor,
     pairs: deque[tuple[Tensor, Tensor, float]],
     precondition: Callable[[Tensor], Tensor],
+    scale: float,
 ) -> Tensor:
-    """Nocedal and Wright, algorithm 7.4."""
+    """Nocedal and Wright, algorithm 7.4, with the given map, scaled, in the middle."""
     q, parts = gradient, []
     for step, change, product in reversed(pairs):
         parts.append(_dot(step, q) / product)
         q = q - parts[-1] * change
-    q = precondition(q)
-    if pairs:
-        _, change, product = pairs[-1]
-        q = q * (product / _dot(change, precondition(change)))
+    q = precondition(q) * scale
     for step, change, product in pairs:
         q = q + (parts.pop() - _dot(change, q) / product) * step
     return q

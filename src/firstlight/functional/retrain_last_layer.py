@@ -13,8 +13,9 @@ from firstlight.functional.class_weights import (
     class_weights,
     effective_dimension,
 )
+from firstlight.functional.head_features import HeadFeatures
 from firstlight.functional.head_rules import HeadRule, Rules, named_rules
-from firstlight.functional.logistic_head import HeadFeatures, fit_logistic_head
+from firstlight.functional.logistic_head import fit_logistic_head
 from firstlight.functional.ranks import ALONE, Ranks
 from firstlight.functional.retrained_head import (
     RetrainedHead,
