@@ -66,7 +66,7 @@ class HeadFeatures:
         self.x = torch.empty_like(features, dtype=work)
         squares = torch.zeros_like(mean)
         rows = self._rows()
-        for part, out in zip(features.split(rows), self.x.split(rows), strict=True):
+        for part, out in zip(torch.split(features, rows), torch.split(self.x, rows), strict=True):
             torch.sub(part, mean.to(work), out=out)
             squares += (out * out).sum(0)
         spread = (ranks.sum(squares) / self.n).sqrt()
@@ -87,7 +87,7 @@ class HeadFeatures:
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised features and targets, as many rows as keep the logits small."""
         rows = self._rows()
-        return zip(self.x.split(rows), self.targets.split(rows), strict=True)
+        return zip(torch.split(self.x, rows), torch.split(self.targets, rows), strict=True)
 
     def _moment(self) -> Tensor:
         """Second moments of every stride-th example."""

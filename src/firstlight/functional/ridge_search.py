@@ -71,7 +71,9 @@ def leave_one_out_ridge(
         ValueError: on a ridge that is not above 0, a missing class, or batches that are not the
             statistics' examples.
     """
-    if not ridges or not all(check_ridge(ridge) is None and ridge > 0 for ridge in ridges):
+    for ridge in ridges:
+        check_ridge(ridge)
+    if not ridges or min(ridges) == 0:
         raise ValueError(f"ridges must be above 0, at least one, not {list(ridges)}")
     grid = tuple(sorted(ridges))
     equations = NormalEquations(statistics, weights.weights, grid[0], standardize)
