@@ -190,8 +190,8 @@ def main() -> None:
         "Both in float32, from the same data, on the same threads; ours is stopped at the gradient "
         "(largest component, recomputed in float64) that scikit-learn reached at its tolerance. "
         "CPU seconds of one thread, so that other work on the machine hardly counts; ours include "
-        "the copy of the features, their covariance, and the certificate in float64. Medians of two "
-        "rounds in turn (one for the largest); ratios of each round, lowest to highest. "
+        "the copy of the features, their covariance, and the certificate in float64. Medians of "
+        "two rounds in turn (one for the largest); ratios of each round, lowest to highest. "
         f"scikit-learn {version('scikit-learn')}. Ill-conditioned: standard deviations over two "
         "decades, rotated. The pretrained rows need --images and --weights.",
     )
