@@ -21,12 +21,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from side_by_side import RESULTS, machine
 from torch import Tensor
 
 from firstlight.datamodules import CIFAR10DataModule
+from firstlight.figures.palette import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    open_frame,
+    save,
+)
 from firstlight.functional import (
     NearestClassMean,
     RetrainedHead,
@@ -45,7 +56,7 @@ from firstlight.functional import (
 )
 from firstlight.lightning_modules import ImageClassifier
 from firstlight.runfolder import RunFolder, fingerprint
-from firstlight.seed_table import Result, show_seed_table, write_seed_table
+from firstlight.seed_table import Result, Row, show_seed_table, write_seed_table
 
 CONFIG = "firstlight:experiment/cifar10_lt_cpu"
 RULES = [
@@ -207,6 +218,58 @@ def result_of(name: str, seed: int, one: Trained, classify: Classifier, posterio
     return Result(name, "CIFAR-10-LT 100", seed, measured, "test", "last", one.provenance)
 
 
+KINDS = {
+    "as trained": ("as trained", BLACK, "*"),
+    "correction": ("prior taken out, no fit", BLUE, "s"),
+    "adjustment": ("prior taken out, no fit", BLUE, "s"),
+    "(hold-out)": ("retrained on the hold-out", ORANGE, "^"),
+    "(training data)": ("retrained on training data", GREEN, "o"),
+    "": ("two-stage baselines", VERMILION, "D"),
+}
+"""Label, colour and marker by what a method's name has; the later ones hold before."""
+
+
+def kind_of(method: str) -> tuple[str, str, str]:
+    """How a method is drawn."""
+    if method.startswith("retrained") or method.startswith("DFR"):
+        return KINDS["(hold-out)" if "hold-out" in method else "(training data)"]
+    return next(kind for words, kind in KINDS.items() if words in method and words[:1] != "(")
+
+
+def draw(rows: list[Row]) -> Path:
+    """Mean over classes against accuracy under the training prior."""
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
+    axes, drawn = figure.subplots(), set()
+    shown = [row for row in rows if "vector_scaling" not in row.method]
+    for row in shown:
+        label, colour, marker = kind_of(row.method)
+        x, y = (100 * row.mean[name] for name in ("training prior", "mean"))
+        spread = {"xerr": 100 * row.sd["training prior"], "yerr": 100 * row.sd["mean"]}
+        axes.errorbar(
+            x, y, **spread, color=colour, marker=marker, markersize=7, lw=0.8,
+            label=None if label in drawn else label,
+        )  # fmt: skip
+        drawn.add(label)
+    axes.set_xlabel("accuracy if classes came as often as in training (%)")
+    axes.set_ylabel("mean accuracy over classes (%)")
+    left_out = next(row for row in rows if row not in shown)
+    axes.text(
+        0.02, 0.02, f"not drawn: vector_scaling, mean {100 * left_out.mean['mean']:.0f} %",
+        color=GREY, transform=axes.transAxes, fontsize=8,
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="upper left")
+    open_frame(axes)
+    first, best = shown[0], max(shown, key=lambda row: row.mean["mean"])
+    gained, paid = (100 * (best.mean[k] - first.mean[k]) for k in ("mean", "training prior"))
+    figure.suptitle(
+        f"A new last layer gains up to {gained:.0f} points of mean accuracy over classes\n"
+        f"and pays {-paid:.0f} where classes come as in training (seeds: {len(first.seeds)}; bars: "
+        "standard deviation)",
+        x=0.01, ha="left", fontsize=11,
+    )  # fmt: skip
+    return save(figure, RESULTS / "cifar10_lt_methods.png")
+
+
 def main() -> None:
     """Train, fit, score, and write the table."""
     parser = argparse.ArgumentParser()
@@ -237,6 +300,7 @@ def main() -> None:
         RESULTS / "cifar10_lt_methods.md", results, title, notes,
         against="cross-entropy, as trained", gain="mean",
     )  # fmt: skip
+    print(draw(rows))
     Console(width=200).print(show_seed_table(rows, title, gain="mean")[0])
 
 

@@ -22,7 +22,7 @@ from firstlight.callbacks.retraining import by_measure
 from firstlight.callbacks.retraining_report import show_comparison
 from firstlight.callbacks.stages import Stage, StageCallback, loaders_of
 from firstlight.callbacks.strategies import refuse_sharded
-from firstlight.callbacks.training_loss import TrainingLoss, read_loss
+from firstlight.callbacks.training_loss import TrainingLoss, as_sampled, read_loss
 from firstlight.functional import ClassifierScores, prior_offset
 from firstlight.functional.loaders import named_sets
 
@@ -159,9 +159,10 @@ class PriorCorrection(StageCallback):
         return self._maker
 
     def _loss(self, pl_module: Any, trainer: Any) -> TrainingLoss:
-        if self.offsets is not None:
-            return TrainingLoss(self.offsets, None, "offsets are the argument's.")
-        found = read_loss(pl_module, WHO)
+        found = TrainingLoss(self.offsets, None, "offsets are the argument's.")
+        if self.offsets is None:
+            found = read_loss(pl_module, WHO)
+        found = as_sampled(found, trainer.datamodule)
         self._say(trainer, found.note)
         return found
 

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from firstlight.functional import ClassCountLoss
+from firstlight.functional.loaders import offered
 
 NAMES = ("loss", "criterion", "loss_fn", "loss_function")
 
@@ -14,13 +16,29 @@ class TrainingLoss(NamedTuple):
 
     Attributes:
         offsets: what it added to the logits, (K,); None for nothing.
-        class_weights: (K,), or None.
+        class_weights: (K,), of examples in the loss, or None.
         note: where that was read, a sentence.
     """
 
     offsets: Tensor | None
     class_weights: Tensor | None
     note: str
+
+
+def as_sampled(loss: TrainingLoss, datamodule: object) -> TrainingLoss:
+    """Weigh examples as often as training drew them, where the DataModule says how often.
+
+    Args:
+        loss: what is known of it.
+        datamodule: firstlight's offer ``sampling_weights`` (K,), or None for every example once.
+    """
+    drawn = offered(datamodule, "sampling_weights")
+    if drawn is None:
+        return loss
+    shares = torch.tensor(drawn, dtype=torch.float64)
+    weights = shares if loss.class_weights is None else loss.class_weights.to(shares) * shares
+    note = f"{loss.note} Examples weigh as often as {datamodule.__class__.__name__} drew them."
+    return TrainingLoss(loss.offsets, weights, note)
 
 
 def read_loss(pl_module: Any, who: str) -> TrainingLoss:

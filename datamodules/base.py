@@ -203,6 +203,13 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         return list(self._ready.full_class_counts)
 
     @property
+    def sampling_weights(self) -> list[float] | None:
+        """How often an example of each class is drawn, up to scale; None: every one once."""
+        if self.sampling == "instance":
+            return None
+        return [n ** (EXPONENTS[self.sampling] - 1) if n else 0.0 for n in self.class_counts]
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Mean per channel that images are normalised with."""
         return self.preprocessing.mean

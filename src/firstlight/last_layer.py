@@ -31,7 +31,7 @@ from firstlight.callbacks.retraining import (
     fit_and_compare,
 )
 from firstlight.callbacks.retraining_report import show_comparison
-from firstlight.callbacks.training_loss import TrainingLoss, read_loss
+from firstlight.callbacks.training_loss import TrainingLoss, as_sampled, read_loss
 from firstlight.checkpoints import CheckpointError, Weights
 from firstlight.functional import (
     ClassifierScores,
@@ -197,6 +197,7 @@ def correct_prior(
     loss = read_loss(restored.module, who) if offsets is None else None
     if loss is None:
         loss = TrainingLoss(torch.tensor(offsets).double(), None, "offsets are the argument's.")
+    loss = as_sampled(loss, opened.run.datamodule)
     _say(loss.note)
     old, prior = opened.old(), _effective_prior(opened, loss)
     shift = prior_offset(

@@ -179,6 +179,20 @@ def test_weights_of_the_loss_weigh_the_examples(tmp_path):
     np.testing.assert_allclose(callback.effective_prior.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 1.0, 4.0])])
+def test_examples_weigh_as_often_as_training_drew_them(weight, tmp_path, capsys):
+    """Of a class drawn as often as the others, whatever its size, the posteriors weigh alike."""
+    data = Data()
+    data.sampling_weights = [1 / n for n in COUNTS]
+    module, callback = Keeps(nn.CrossEntropyLoss(weight)), PriorCorrection()
+    trainer_of(tmp_path, [callback]).test(module, datamodule=data, verbose=False)
+    z, y = raw(module, ODD)
+    drawn = (np.ones(3) if weight is None else weight.numpy()) / COUNTS
+    expected = np.average(softmax(z, axis=1), axis=0, weights=drawn[y])
+    np.testing.assert_allclose(callback.effective_prior.numpy(), expected, atol=1e-6)
+    assert "as often as Data drew them" in capsys.readouterr().out
+
+
 def test_what_is_printed(tmp_path, capsys):
     prior = [count / sum(COUNTS) for count in COUNTS]
     callback = PriorCorrection(prior=prior)

@@ -89,6 +89,9 @@ def test_a_data_module_balances_its_batches_and_says_so():
     assert len(targets) == sum(balanced.class_counts)
     share = targets.bincount(minlength=10) / len(targets)
     assert (share - 0.1).abs().max() < 5 * (0.09 / len(targets)) ** 0.5
+    drawn = torch.tensor(balanced.sampling_weights) * torch.tensor(balanced.class_counts)
+    torch.testing.assert_close(drawn, torch.ones(10))
+    assert plain.sampling_weights is None
     assert "class_balanced sampling" in balanced.summary()
     assert "sampling" not in plain.summary()
 
