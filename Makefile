@@ -55,6 +55,7 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/block_families.py
 	$(BIN)/python benchmarks/unfreezing.py
 	$(BIN)/python benchmarks/last_layer_solver.py
+	$(BIN)/python benchmarks/class_effects.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
