@@ -55,8 +55,8 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/block_families.py
 	$(BIN)/python benchmarks/unfreezing.py
 	$(BIN)/python benchmarks/last_layer_solver.py
-	@echo "With data of your own: benchmarks/{finetune_cifar10,cifar10_lt_methods,last_layer_scale,batchnorm_warmup}.py"
 	$(BIN)/python benchmarks/class_effects.py
+	@echo "With data of your own: benchmarks/{finetune_cifar10,cifar10_lt_methods,last_layer_scale,batchnorm_warmup}.py"
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
