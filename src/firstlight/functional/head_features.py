@@ -11,7 +11,7 @@ from firstlight.functional.retrained_head import check_examples, check_present
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Most logits held at once, with half as many features: both fit into a processor's cache."""
 SAMPLE = 2
-"""Examples for each feature from which the covariance is taken: a guess needs no more."""
+"""Examples for each unknown from which curvature is taken: a guess needs no more."""
 UNKNOWNS, FEWEST = 640, 16
 """Most weights along the leading directions, all classes together; fewer directions do not pay."""
 LEADING = 2.0
@@ -35,7 +35,7 @@ class HeadFeatures:
 
     Attributes:
         x: (N, d), standardised.
-        moment: (d, d) second moments of about ``2 d`` of them.
+        moment: (d, d) second moments of ``2 d`` of them or up to twice as many.
         directions: (d, q) orthonormal, in which the features vary most; none
             with more than 40 classes.
         largest: eigenvalue of the moment, about.

@@ -10,7 +10,7 @@ from torch import Tensor
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 SUFFICIENT, CURVATURE = 1e-4, 0.9
 TRIALS = 40
-RESCALED = 4
+RESCALED = 2
 """Iterations between looks at the scale of the preconditioner, once it has settled."""
 
 
@@ -55,7 +55,7 @@ def minimise(
         objective: point -> value and gradient; convex.
         start: any shape.
         precondition: a linear, symmetric, positive map near the inverse Hessian, up to scale; it
-            may change from one point to the next. Applied 1.25 times an iteration.
+            may change from one point to the next. Applied 1.5 times an iteration.
         look: called with every point that a step starts from, and its number.
         tolerance: of the largest absolute component of the gradient.
         max_iterations: steps at most.
