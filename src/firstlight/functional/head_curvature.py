@@ -63,10 +63,10 @@ class HeadCurvature:
         if not due or not directions.shape[1]:
             return
         k, q = len(point), directions.shape[1] + 1
-        basis = torch.block_diag(directions, directions.new_ones(1, 1))
+        basis = _blocks(directions, directions.new_ones(1, 1))
         total = torch.zeros(k * q, k * q, dtype=torch.float64, device=point.device)
         rows, share = self._sample(SAMPLE * k * q)
-        for part in rows.split(4096):
+        for part in torch.split(rows, 4096):
             x, mass = self.data.x[part], (share[part] * self.weights[self.data.targets[part]])
             p = torch.addmm(point[:, -1] + self.offset, x, point[:, :-1].T).softmax(1)
             p *= mass.sqrt()[:, None]
@@ -75,7 +75,7 @@ class HeadCurvature:
             flat = terms.flatten(1)
             total -= flat.T @ flat
             own = torch.einsum("nkq,nr->kqr", terms * mass.sqrt()[:, None, None], t)
-            total += torch.block_diag(*own)
+            total += _blocks(*own)
         total = self.data.ranks.sum(total) / self.data.n
         penalty = torch.cat([self.ridge[:, :1].expand(k, q - 1), self.ridge[:, -1:]], 1)
         # Of adding a vector to all classes the loss does not depend: that must not divide by 0.
@@ -115,3 +115,9 @@ class HeadCurvature:
         assert self._factor is not None
         solved: Tensor = torch.cholesky_solve(gradient.T, self._factor).T
         return solved
+
+
+def _blocks(*parts: Tensor) -> Tensor:
+    """Matrices along a diagonal."""
+    whole: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]  # untyped in torch
+    return whole
