@@ -65,7 +65,7 @@ class HeadCurvature:
         k, q = len(point), directions.shape[1] + 1
         basis = _blocks(directions, directions.new_ones(1, 1))
         total = torch.zeros(k * q, k * q, dtype=torch.float64, device=point.device)
-        rows, share = self._sample(SAMPLE * k * q)
+        rows, share = self._sample(2 * SAMPLE * k * q)
         for part in torch.split(rows, 4096):
             x, mass = self.data.x[part], (share[part] * self.weights[self.data.targets[part]])
             p = torch.addmm(point[:, -1] + self.offset, x, point[:, :-1].T).softmax(1)

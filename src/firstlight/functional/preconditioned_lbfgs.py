@@ -61,7 +61,7 @@ def minimise(
         max_iterations: steps at most.
         memory: pairs kept.
     """
-    slack, scale = torch.finfo(start.dtype).eps, 1.0
+    slack, scale = 8 * torch.finfo(start.dtype).eps, 1.0  # the value is a sum of many
     x, (f, g) = start, objective(start)
     evaluations, iteration = 1, 0
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
