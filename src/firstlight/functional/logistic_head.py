@@ -145,10 +145,17 @@ def fit_logistic_head(
     )  # fmt: skip
     curvature = HeadCurvature(data, problem.weights, problem.ridge, problem.offset, intercept)
 
+    free = intercept and bias_ridge == 0
+
+    def centred(step: Tensor) -> Tensor:
+        """Without a constant for all biases, on which nothing depends: division magnifies it."""
+        step[:, -1] -= step[:, -1].mean() if free else 0.0
+        return step
+
     def precondition(gradient: Tensor) -> Tensor:
         assert problem.curvature is not None
         curvature.update(problem.curvature)
-        return curvature(gradient)
+        return centred(curvature(centred(gradient.clone())))
 
     begin = _start(data, weights, o, a, start, intercept)
     tolerance = TOLERANCE[work] if tolerance is None else tolerance
@@ -161,7 +168,6 @@ def fit_logistic_head(
         max_iterations=max_iterations,
     )
     point = found.point.double()
-    free = intercept and bias_ridge == 0
     if free:
         point[:, -1] -= (point[:, -1] + o.to(device)).mean()
     inverse = 1 / a.to(device) ** 2

@@ -49,7 +49,7 @@ def minimise(
 
     The same as L-BFGS in coordinates in which ``precondition`` is the identity, but the function
     keeps its own, so that nothing in it (a ridge) has to be rewritten. Steps satisfy the weak
-    Wolfe conditions, found by bisection; decreases below the rounding error of the value pass.
+    Wolfe conditions, found by bisection, or end before the minimum along them.
 
     Args:
         objective: point -> value and gradient; convex.
@@ -61,7 +61,7 @@ def minimise(
         max_iterations: steps at most.
         memory: pairs kept.
     """
-    slack, scale = 8 * torch.finfo(start.dtype).eps, 1.0  # the value is a sum of many
+    slack, scale = torch.finfo(start.dtype).eps, 1.0
     x, (f, g) = start, objective(start)
     evaluations, iteration = 1, 0
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
@@ -81,15 +81,21 @@ def minimise(
             point = x + t * direction
             value, gradient = objective(point)
             evaluations += 1
-            if not value <= f + SUFFICIENT * t * slope + slack * abs(f):
+            along, enough = _dot(gradient, direction), f + SUFFICIENT * t * slope + slack * abs(f)
+            # A convex function that still falls at the point has fallen on the way there: that
+            # holds where the decrease is lost in the value's rounding.
+            if not along <= 0 and not value <= enough:
                 high = t
-            elif _dot(gradient, direction) < CURVATURE * slope:
+            elif along < CURVATURE * slope:
                 low = t
             else:
                 break
             t = 2 * low if high == float("inf") else (low + high) / 2
         else:
-            break
+            if not pairs:
+                break
+            pairs.clear()  # rounding has spoilt them
+            continue
         step, change = point - x, gradient - g
         product = _dot(step, change)
         if product > 0:
