@@ -8,13 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from simulated_runs import Cell, runs_of, with_effects, write_runs
 
 from firstlight import cli
 from firstlight.compare import compare
 from firstlight.comparison import CLASS_EFFECTS
 from firstlight.figures import class_effects_figure, class_strengths_figure
-from firstlight.functional import ScoredRuns, class_effects, new_image_effects, null_band
+from firstlight.figures.class_effects import half_width
+from firstlight.functional import (
+    ScoredRuns,
+    class_effects,
+    new_image_effects,
+    null_band,
+    select_on_half,
+)
 from firstlight.runfolder import RunFolder, RunFolderError
 
 CELL = Cell(60, 50, 0.7, 0.10)
@@ -95,6 +103,19 @@ def test_other_tables_add_up(study, tmp_path):
     effect = rows(out, "jitter 0.3 against jitter 0")["effect"]
     np.testing.assert_allclose(gone, -effect, atol=1e-9)
     summary = json.loads((out / "summary.json").read_text())
+    last = rows(out, "jitter 0.3 against jitter 0")
+    wrong = [(run, c) for run in (0, 1, 2, 6, 7, 8) for c in range(60)]
+    preds = {run: RunFolder.open(paths[run]).read("predictions")["pred"].to_numpy()
+             for run, _ in wrong}  # fmt: skip
+    counts = np.array([((preds[r] == c) & (runs.targets != c)).sum() for r, c in wrong], float)
+    before, after = counts.reshape(2, 3, 60)
+    np.testing.assert_allclose(last["received_before"], before.mean(0))
+    np.testing.assert_allclose(last["received_after"], after.mean(0))
+    halves = select_on_half(runs.of_arms(0, 2))
+    told = summary["comparisons"][1]["halves"]
+    assert told["classes"] == halves.classes.tolist()
+    assert told["selected"] == pytest.approx(halves.selected.mean())
+    assert told["reported"] == pytest.approx(halves.reported.mean())
     assert summary["images"] == 3000 and summary["split"] == "test" and not summary["notes"]
     assert summary["arms"][0]["seeds"] == ["0", "1", "2"]
     assert len(summary["comparisons"]) == 3
@@ -128,6 +149,14 @@ def test_figures_say_what_they_show(study, tmp_path):
     with pytest.raises(ValueError, match=r"no comparison 'x'; there are: jitter 0\.1 against"):
         class_effects_figure(out, "x")
     assert class_strengths_figure(out).exists()
+
+
+def test_seed_intervals_are_students():
+    """scipy.stats.t.interval of the mean."""
+    values = np.array([0.5, 0.6, 0.8, 0.55])
+    low, high = scipy.stats.t.interval(0.9, 3, values.mean(), scipy.stats.sem(values))
+    assert half_width(values, 0.9) == pytest.approx((high - low) / 2, rel=1e-12)
+    assert half_width(values[:1], 0.9) == 0
 
 
 def test_one_run_an_arm_has_the_band_and_nothing_else(study, tmp_path, capsys):

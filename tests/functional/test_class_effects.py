@@ -9,6 +9,7 @@ from firstlight.functional import (
     ScoredRuns,
     benjamini_hochberg,
     class_effects,
+    convincing,
     new_image_effects,
     select_on_half,
     shrink_effects,
@@ -211,6 +212,13 @@ def test_new_images_of_a_population_without_effect_are_not_found():
     of_this_set, of_images = np.mean(rates, axis=0)
     assert of_images == pytest.approx(0.05, abs=0.01)
     assert of_this_set > 0.2
+
+
+def test_only_large_and_sure_effects_convince():
+    effect = np.array([-0.2, -0.2, -0.02, 0.0199, 0.3, np.nan])
+    q = np.array([0.049, 0.051, 0.001, 0.001, np.nan, np.nan])
+    assert convincing(effect, q, 0.02).tolist() == [True, False, True, False, False, False]
+    assert convincing(effect, q, 0.0, rate=0.06).tolist() == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("level", [0, 1, 95])

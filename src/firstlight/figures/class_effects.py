@@ -188,9 +188,9 @@ def class_strengths_figure(folder: str | Path) -> Path:
         rows = [table["accuracy"][(table["strength"] == s) & (table["class"] == c)]
                 for s in strengths]  # fmt: skip
         means = [100 * row.mean() for row in rows]
-        axes.errorbar(strengths, means, [100 * _half(row, level) for row in rows], color=colour,
-                      marker=mark, markersize=5, capsize=3, linewidth=1.5,
-                      label=_short(str(columns["name"][c])))  # fmt: skip
+        halves = [100 * half_width(row, level) for row in rows]
+        axes.errorbar(strengths, means, halves, color=colour, marker=mark, markersize=5,
+                      capsize=3, linewidth=1.5, label=_short(str(columns["name"][c])))  # fmt: skip
     factors = [arm["factor"] for arm in summary["arms"] if arm["factor"]]
     axes.set_xlabel(f"{factors[0]}, strength" if factors else "strength")
     axes.set_ylabel(f"accuracy of the class (%), {100 * level:.0f} % interval over seeds")
@@ -200,7 +200,7 @@ def class_strengths_figure(folder: str | Path) -> Path:
     return save(figure, folder / "figures" / "accuracy_by_strength.png")
 
 
-def _half(values: NDArray[Any], level: float) -> float:
+def half_width(values: NDArray[Any], level: float) -> float:
     """Half the interval of a mean over seeds; 0, so not drawn, for a single one."""
     if len(values) < 2:
         return 0.0
