@@ -84,9 +84,12 @@ def _holdout(trainer: Any, who: str, option: str) -> LabelledSet:
 
 def validation_sets(trainer: Any) -> list[tuple[str, Any]]:
     """A trainer's validation loaders, with their names."""
-    if trainer.val_dataloaders is None and trainer.state.fn == "fit":
+    fitting = trainer.state.fn == "fit"
+    if trainer.val_dataloaders is None and fitting and trainer.enable_validation:
         # A fit that finds itself finished, of the last checkpoint, has not asked for them.
+        stage, trainer.validating = trainer.state.stage, True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.state.stage = stage
     return named_sets("val", trainer.val_dataloaders)
 
 

@@ -56,8 +56,9 @@ class LastLayerRetraining(Callback):
 
     Nothing but the head changes, and that only when the fit has ended and its checkpoints are
     written. Cost: a forward pass over the data to fit to and one over the validation data, and
-    ``4 N d`` bytes for their features; the fits take seconds. Under DDP every rank takes its share,
-    and the heads are those of one process.
+    ``4 N d`` bytes for their features, in a file of the run folder that goes by itself where that
+    is more than a quarter of the free memory; the fits take seconds. Under DDP every rank takes its
+    share, and the heads are those of one process.
 
     The last layer is the ``torch.nn.Linear`` whose output is the logits; heads of another kind are
     refused by name when training starts.
@@ -78,8 +79,9 @@ class LastLayerRetraining(Callback):
 
     Raises:
         ValueError: on a bad argument; in ``setup``, where there is no hold-out or no checkpoint
-            to start from; when training starts, on a class without examples to fit to, as far as
-            the data set tells.
+            to start from; when training starts, on a class without examples to fit to, where the
+            data set tells, or is small enough to be read. Found at the end only, such a class is
+            warned of, and the head stays as it was.
         HeadError: when training starts, on a head that is no linear layer with a bias.
         BatchError: when training starts, on batches that are no classifier's.
     """
@@ -290,7 +292,8 @@ class LastLayerRetraining(Callback):
             self._say(trainer, note)
         if not trainer.is_global_zero:
             return
-        where = "the data fitted to" if self.data == "val" else "validation data"
+        same = self.data == "val" or not validation_sets(trainer)
+        where = "the data fitted to" if same else "validation data"
         fell = show_comparison(
             trainer, f"Last layer, fitted to {found.fitted:,} examples; on {where}", found.scores,
             BEFORE, rule, by_class=f"{rule}, by class", class_names=self.class_names,

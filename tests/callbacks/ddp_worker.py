@@ -5,6 +5,7 @@ Each rank writes what it saw to ``<folder>/rank<r>.pt``; test_ddp.py reads and j
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -14,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import contract_checks as checks
 from contract_modules import MODULES, Images
 from contract_table import CALLBACKS, loss_and_logits
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from firstlight.callbacks import LastLayerRetraining, ProbeMonitor
+from firstlight.callbacks import LastLayerRetraining, ProbeMonitor, extraction
+from firstlight.callbacks.retraining import DEFAULT_RULES
+from firstlight.functional import row_store
 
 MODULES_RUN = (
     "tuple batch",
@@ -97,6 +100,51 @@ def validated(case, root, callback, loader, **kwargs):
     return numbers(trainer)
 
 
+RULES = (*DEFAULT_RULES, "balanced_midpoint")
+RETRAININGS = {
+    # Split by a sampler that repeats; dealt out by the callback; and in a file on each rank.
+    "val": (0.25, {"data": "val"}),
+    "train": (0.25, {"data": "train"}),
+    "in a file": (0.0, {"data": "val", "ridge": "loo"}),
+}
+
+
+class Hidden(Dataset):
+    """Keeps its targets to itself."""
+
+    def __len__(self):
+        return len(Images())
+
+    def __getitem__(self, index):
+        return Images()[index]
+
+
+def left_as_it_was(case, root):
+    """With what a fit ends whose data turn out to hold no example of a class, on this rank."""
+    extraction.FEW = 0
+
+    held = Subset(Hidden(), [i for i in range(37) if Images().targets[i] != 2])
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Images(), 8)
+
+        def holdout_dataloader(self):
+            return DataLoader(held, 8)
+
+    checks.seed_all(7)
+    module = case.build()
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", default_root_dir=root, logger=False, **DDP,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[LastLayerRetraining()],
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=Data())
+    said = [str(one.message) for one in caught if "head stays" in str(one.message)]
+    return {"weights": module.state_dict(), "said": said}
+
+
 def own_share(case, rank):
     """A loader that Lightning leaves alone, with 30 examples on rank 0 and 7 on rank 1."""
     data = case.data()
@@ -136,15 +184,21 @@ def main(folder: Path) -> None:
         ("split probe", loss_and_logits, split_between_ranks),
     ):
         seen[label] = refusal(case, folder / label, measure, probe)
-    for data in ("val", "train"):  # split by a sampler that repeats; dealt out by the callback
-        callback = LastLayerRetraining(data=data)
-        seen["retrained", data] = trained(case, folder / f"retrained-{data}", [callback])
+    for label, (share, options) in RETRAININGS.items():
+        row_store.SHARE = share
+        callback = LastLayerRetraining(rules=RULES, **options)
+        seen["retrained", label] = trained(case, folder / f"retrained-{label}", [callback])
         found = callback.result
-        seen["retrained", data] |= {
+        seen["retrained", label] |= {
             "heads": {rule: head.weight for rule, head in found.heads.heads.items()},
+            "ridges": {rule: head.ridge for rule, head in found.heads.heads.items()},
             "fitted": found.fitted,
-            "scores": {rule: [s.macro, s.brier] for rule, s in found.scores.items()},
+            "scores": {
+                rule: [s.macro, s.brier, s.ece_scaled, s.temperature]
+                for rule, s in found.scores.items()
+            },
         }  # fmt: skip
+    seen["missing class"] = left_as_it_was(case, folder / "missing")
     broken = checks.UpdatesFromALocalGradient()
     seen["broken"] = trained(MODULES["tuple batch"], folder / "broken", [broken])
     torch.save(seen, folder / f"rank{rank}.pt")

@@ -12,7 +12,7 @@ from contract_table import CALLBACKS
 
 from firstlight.callbacks.extraction import extract
 from firstlight.callbacks.linear_head import check_head
-from firstlight.callbacks.retraining import DEFAULT_RULES, fit_and_compare
+from firstlight.callbacks.retraining import fit_and_compare
 from firstlight.runfolder import RunFolder
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one worker: the processes are started once
@@ -143,26 +143,37 @@ def test_a_failure_on_one_rank_ends_the_run_on_all(ranks):
         assert "the second rank stumbled" in seen["failing rank"]
 
 
-@pytest.mark.parametrize("data", ["val", "train"])
-def test_a_head_retrained_by_two_processes_is_that_of_one(ranks, data):
+@pytest.mark.parametrize("label", ddp_worker.RETRAININGS)
+def test_a_head_retrained_by_two_processes_is_that_of_one(ranks, label, tmp_path):
     """37 examples: one of the 38 that the sampler gives is a repeat."""
-    a, b = (seen["retrained", data] for seen in ranks[1])
+    a, b = (seen["retrained", label] for seen in ranks[1])
     assert_weights_equal(a, b)
+    assert {k: v for k, v in a.items() if k != "weights"}.keys() == b.keys() - {"weights"}
+    assert a["ridges"] == b["ridges"]
     case, module = MODULES["tuple batch"], MODULES["tuple batch"].build()
     module.load_state_dict(a["weights"])
     arguments = case.loader(), lambda batch: batch, "test", None
     head = check_head(module, *arguments)
-    features = extract(module, head, *arguments)
-    found = fit_and_compare(module, head, features, features, DEFAULT_RULES, 0.01)
+    features = extract(module, head, *arguments, tmp_path)
+    ridge = ddp_worker.RETRAININGS[label][1].get("ridge", 0.01)
+    found = fit_and_compare(module, head, features, features, ddp_worker.RULES, ridge)
     for seen in (a, b):
         assert seen["fitted"] == found.fitted == 37
         for rule, head in found.heads.heads.items():
             # A gradient below 1e-5 beside a ridge of .01 leaves 1e-3; the other is a closed form.
-            atol = 1e-5 if rule == "equal_error" else 3e-3
+            atol = 1e-5 if head.loss == "squared" else 3e-3
             torch.testing.assert_close(seen["heads"][rule], head.weight, rtol=1e-3, atol=atol)
-        assert "equal_error" in found.heads.heads
-        for rule in DEFAULT_RULES:  # what is before has been replaced in the weights
-            scores = found.scores[rule]
+            assert seen["ridges"][rule] == head.ridge
+        assert {"equal_error", "balanced_midpoint"} <= set(found.heads.heads)
+        for rule in ddp_worker.RULES:  # what is before has been replaced in the weights
+            s = found.scores[rule]
             assert seen["scores"][rule] == pytest.approx(
-                [scores.macro, scores.brier], rel=1e-2, nan_ok=True
+                [s.macro, s.brier, s.ece_scaled, s.temperature], rel=1e-2, nan_ok=True
             )
+
+
+def test_a_class_missing_at_the_end_leaves_the_head_on_every_rank(ranks):
+    a, b = (seen["missing class"] for seen in ranks[1])
+    assert_weights_equal(a, b)
+    assert len(a["said"]) == 1 and "class 2 has no examples to fit to" in a["said"][0]
+    assert b["said"] == []

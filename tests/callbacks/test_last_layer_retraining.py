@@ -441,3 +441,17 @@ def test_the_ridge_of_squared_rules_by_leave_one_out_error(tmp_path, capsys):
     made = torch.load(tmp_path / "firstlight/last-retrained.ckpt", weights_only=True)
     assert made["last_layer_retraining"]["ridge"] == heads["balanced_midpoint"].ridge
     assert "leave-one-out error" in capsys.readouterr().out
+
+
+class NoValidation(Data):
+    val_dataloader = L.LightningDataModule.val_dataloader
+
+
+def test_without_validation_data_the_heads_are_compared_where_they_were_fitted(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a validation_step without data
+        fit(tmp_path, [LastLayerRetraining()], data=NoValidation(), enable_checkpointing=False)
+    printed = capsys.readouterr().out
+    assert "compared on the data that they are fitted to" in printed
+    assert "fitted to 18 examples; on the data fitted to" in printed
+    assert (tmp_path / "firstlight/last-retrained.ckpt").is_file()
