@@ -136,6 +136,8 @@ def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
     if name.startswith(("callbacks", "loss", "lr_scheduler")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
     small = ["--data.imbalance_factor=2"] if "cifar10_lt" in name else []
+    if "two_stage" in name:
+        small.append("--trainer.max_epochs=3")  # the second stage begins with the third epoch
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
     batches = 6 if "unfreezing" in name else 2  # as many as it takes to open all blocks
@@ -281,8 +283,8 @@ def test_the_overview_names_commands_and_configs(firstlight):
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
     assert (
-        "no command 'demp'; there are demo, export, measure, retrain-last-layer, correct-prior, fit"
-        in said
+        "no command 'demp'; there are compare, demo, export, measure, table, retrain-last-layer, "
+        "correct-prior, fit" in said
     )
     assert "Did you mean 'demo'?" in said
 

@@ -11,7 +11,6 @@ from firstlight.runfolder import RunFolder, RunFolderError
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder of a run, and what it printed in ``said.txt``."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -21,7 +20,7 @@ def demo(tmp_path_factory):
 
 
 def test_the_demo_leaves_a_run_folder_and_a_figure(demo):
-    (description,) = demo.rglob("run.json")
+    (description,) = demo.rglob("firstlight/run.json")
     folder = RunFolder.open(description.parent)
     assert folder.run["status"] == "finished"
     assert folder.run["dataset"] == "firstlight.datamodules.digits.DigitsDataModule"
@@ -32,8 +31,15 @@ def test_the_demo_leaves_a_run_folder_and_a_figure(demo):
     assert "accuracy of the class" in (folder.path / "figures/per_class-test.svg").read_text()
 
 
+def test_the_demo_ends_with_every_class_before_and_after_prior_correction(demo):
+    (description,) = demo.rglob("prior_correction/run.json")
+    events = RunFolder.open(description.parent).read("events").to_pylist()
+    assert [event["kind"] for event in events] == ["prior"]
+    assert "becomes" in events[0]["reason"]
+
+
 def test_the_demo_measures_its_first_steps_and_draws_both_curves(demo):
-    (description,) = demo.rglob("run.json")
+    (description,) = demo.rglob("firstlight/run.json")
     folder = RunFolder.open(description.parent)
     for table in ("fisher_trace", "sharpness"):
         totals = [row for row in folder.read(table).to_pylist() if not row["block"]]
