@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from last_layer_scale import features_of
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -131,24 +132,16 @@ def trained(seed: int, options: argparse.Namespace) -> Trained:
         seed=seed, eval_batch_size=250,
     )  # fmt: skip
     data.setup("fit")
-    linear = module.model.get_classifier()
-    parts: list[Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda _, given: parts.append(given[0]))
     sets = {
         "train": data.plain_train_dataloader(),
         "holdout": data.holdout_dataloader(),
         "test": data.test_dataloader(),
     }
-    found = {}
-    with torch.no_grad():
-        for name, loader in sets.items():
-            parts.clear()
-            targets = []
-            for images, y in track(loader, f"seed {seed}, {name}", transient=True):
-                module(images)
-                targets.append(y)
-            found[name] = Examples(torch.cat(parts), torch.cat(targets))
-    hook.remove()
+    found = {
+        name: Examples(*features_of(module, track(loader, f"seed {seed}, {name}", transient=True)))
+        for name, loader in sets.items()
+    }
+    linear = module.model.get_classifier()
     full = torch.tensor(data.full_class_counts)
     weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
     head = RetrainedHead(weight, bias, "trained", "logistic", torch.ones(10).double(), 0.0)
@@ -218,22 +211,17 @@ def result_of(name: str, seed: int, one: Trained, classify: Classifier, posterio
     return Result(name, "CIFAR-10-LT 100", seed, measured, "test", "last", one.provenance)
 
 
-KINDS = {
-    "as trained": ("as trained", BLACK, "*"),
-    "correction": ("prior taken out, no fit", BLUE, "s"),
-    "adjustment": ("prior taken out, no fit", BLUE, "s"),
-    "(hold-out)": ("retrained on the hold-out", ORANGE, "^"),
-    "(training data)": ("retrained on training data", GREEN, "o"),
-    "": ("two-stage baselines", VERMILION, "D"),
-}
-"""Label, colour and marker by what a method's name has; the later ones hold before."""
-
-
 def kind_of(method: str) -> tuple[str, str, str]:
-    """How a method is drawn."""
-    if method.startswith("retrained") or method.startswith("DFR"):
-        return KINDS["(hold-out)" if "hold-out" in method else "(training data)"]
-    return next(kind for words, kind in KINDS.items() if words in method and words[:1] != "(")
+    """Label, colour and marker of a method."""
+    if "as trained" in method:
+        return "as trained", BLACK, "*"
+    if method.startswith(("retrained", "DFR")):
+        if "hold-out" in method:
+            return "retrained on the hold-out", ORANGE, "^"
+        return "retrained on training data", GREEN, "o"
+    if "correction" in method or "post-hoc" in method:
+        return "prior taken out, no fit", BLUE, "s"
+    return "two-stage baselines", VERMILION, "D"
 
 
 def draw(rows: list[Row]) -> Path:

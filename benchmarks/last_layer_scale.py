@@ -8,8 +8,9 @@ DIR holds CIFAR-10, CKPT is an ImageClassifier's on it (`cifar10_lt_methods.py` 
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -53,7 +54,7 @@ def streaming(n: int) -> dict[str, str]:
     plain, inverse = (class_weights(counts.tolist(), rule) for rule in ("none", "square_root"))
     before, start = _peak(), time.process_time()
     statistics = LastLayerStatistics(d, k, torch.stack([plain.weights, inverse.weights]))
-    right, spent = 0, 0.0
+    spent = 0.0
     for x, y in chunks(n, d, k):
         begun = time.process_time()
         statistics.update(x, y)
@@ -78,14 +79,14 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def features_of(module: ImageClassifier, loader: object) -> tuple[Tensor, Tensor]:
-    """One pass in eval mode."""
+def features_of(module: ImageClassifier, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """What the head takes, and targets: one pass in eval mode."""
     found: list[Tensor] = []
     head = module.model.get_classifier()
     hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
     targets = []
     with torch.no_grad():
-        for images, y in loader:  # type: ignore[attr-defined]  # any loader
+        for images, y in loader:
             module(images)
             targets.append(y)
     hook.remove()

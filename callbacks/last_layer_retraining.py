@@ -57,7 +57,8 @@ class LastLayerRetraining(Callback):
     Nothing but the head changes, and that only when the fit has ended and its checkpoints are
     written. Cost: a forward pass over the data to fit to and one over the validation data, and
     ``4 N d`` bytes for their features, in a file of the run folder that goes by itself where that
-    is more than a quarter of the free memory; the fits take seconds. Under DDP every rank takes its
+    is more than a quarter of the free memory (logistic rules then still standardise one copy in
+    memory; rules of squared loss need none); the fits take seconds. Under DDP every rank takes its
     share, and the heads are those of one process.
 
     The last layer is the ``torch.nn.Linear`` whose output is the logits; heads of another kind are

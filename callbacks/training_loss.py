@@ -37,7 +37,7 @@ def as_sampled(loss: TrainingLoss, datamodule: object) -> TrainingLoss:
         return loss
     shares = torch.tensor(drawn, dtype=torch.float64)
     weights = shares if loss.class_weights is None else loss.class_weights.to(shares) * shares
-    note = f"{loss.note} Examples weigh as often as {datamodule.__class__.__name__} drew them."
+    note = f"{loss.note} Examples weigh as often as {type(datamodule).__name__} drew them."
     return TrainingLoss(loss.offsets, weights, note)
 
 

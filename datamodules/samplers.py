@@ -96,7 +96,7 @@ class ClassSampler(ShuffledSampler):
     that W ranks together see what one process would; torch's ``WeightedRandomSampler`` on every
     rank would give each its own draws by its own seed, or the same ones to all.
 
-    Yields `Draw`.
+    Yields a `Draw` where an example comes again in the epoch.
 
     Args:
         targets: class numbers, one an example.
@@ -132,9 +132,10 @@ class ClassSampler(ShuffledSampler):
         points = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
         drawn = torch.searchsorted(ends, points, right=True).clamp(max=count - 1).tolist()
         before: Counter[int] = Counter()
-        order = []
+        order: list[int] = []
         for number in drawn:
-            order.append(Draw(number, before[number]))
+            repeat = before[number]
+            order.append(Draw(number, repeat) if repeat else number)
             before[number] += 1
         return order
 

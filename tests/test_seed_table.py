@@ -108,7 +108,7 @@ def test_a_run_folder_gives_its_last_evaluation_and_where_it_is_from(tmp_path):
     assert result_of_run(legacy).method == "plain"
     with pytest.raises(RunFolderError, match=r"has 2 below it \(legacy, run\): name one"):
         result_of_run(tmp_path)
-    with pytest.raises(RunFolderError, match="no evaluation of 'val'"):
+    with pytest.raises(RunFolderError, match="no per_class of 'val'; there are: test"):
         result_of_run(path, split="val")
 
 

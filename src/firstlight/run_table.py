@@ -35,13 +35,9 @@ def result_of_run(
         RunFolderError: where there is no run, or several, or no such evaluation.
     """
     folder = _run_in(Path(run))
-    rows = [row for row in folder.read("per_class").to_pylist() if row["split"] == split]
-    if not rows:
-        raise RunFolderError(f"{folder.path} holds no evaluation of {split!r}")
-    last = max(row["step"] for row in rows)
-    counts = sorted((row for row in rows if row["step"] == last), key=lambda row: row["class"])
-    columns = {name: torch.tensor([row[name] for row in counts]) for name in
-               ("n", "correct", "pred_count")}  # fmt: skip
+    found = folder.read_last("per_class", split, ["epoch", "class", "n", "correct", "pred_count"])
+    counts = found.sort_by("class").to_pydict()
+    columns = {name: torch.tensor(counts[name]) for name in ("n", "correct", "pred_count")}
     shots = folder.read("classes").to_pydict()["shot"] or None
     summary = summarise_classes(columns, shots)
     described, file = folder.run, folder.path / "config.yaml"
@@ -58,7 +54,7 @@ def result_of_run(
         split,
         "test" if legacy and split == "test" else selection,
         {"commit": described["commit"], "recipe": str(described["recipe_hash"])[:8],
-         "epoch": counts[0]["epoch"], "weights": described["weights"],
+         "epoch": counts["epoch"][0], "weights": described["weights"],
          "backbone": (config.get("model") or {}).get("init_args", {}).get("model_name")},
     )  # fmt: skip
 

@@ -191,7 +191,13 @@ def _cell(mean: float, sd: float, signed: bool = False) -> str:
 
 
 def write_seed_table(
-    path: str | Path, results: Sequence[Result], title: str, notes: str = "", **options: Any
+    path: str | Path,
+    results: Sequence[Result],
+    title: str,
+    notes: str = "",
+    against: str | None = None,
+    measures: Sequence[str] | None = None,
+    gain: str = "macro",
 ) -> list[Row]:
     """Write ``path`` (Markdown) and, beside it, all single results as JSON; return the rows.
 
@@ -200,10 +206,12 @@ def write_seed_table(
         results: see `summarise_seeds`.
         title: of the table.
         notes: below it.
-        **options: ``against``, and those of `show_seed_table`.
+        against: see `summarise_seeds`.
+        measures: see `show_seed_table`.
+        gain: likewise.
     """
-    rows = summarise_seeds(results, options.pop("against", None))
-    _, lines = show_seed_table(rows, title, **options)
+    rows = summarise_seeds(results, against)
+    _, lines = show_seed_table(rows, title, measures, gain)
     target = Path(path)
     said = sorted({_said(one) for one in results})
     text = [f"# {title}", "", *lines, "", "Mean ± sample standard deviation over seeds, in %.", ""]

@@ -92,10 +92,7 @@ def minimise(
                 break
             t = 2 * low if high == float("inf") else (low + high) / 2
         else:
-            if not pairs:
-                break
-            pairs.clear()  # rounding has spoilt them
-            continue
+            break
         step, change = point - x, gradient - g
         product = _dot(step, change)
         if product > 0:
