@@ -21,7 +21,8 @@ def kind_of(source: str | Path) -> str:
 
 def images_at(source: str | Path, **options: Any) -> ImageFolderDataModule:
     """Return the DataModule of a folder or manifest, whose files ``setup`` does not verify."""
-    return ImageFolderDataModule(**{kind_of(source): str(source)}, verify=False, **options)
+    root, manifest = (str(source) if kind_of(source) == k else None for k in ("root", "manifest"))
+    return ImageFolderDataModule(root, manifest, verify=False, **options)
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
