@@ -89,6 +89,17 @@ def test_a_class_without_images_in_a_part_is_named():
     ]
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [(99, 300, "enlarged"), (100, 400, None), (100, 401, "as long as wide"),
+     (7_000, 7_143, "50 million"), (7_000, 7_142, None)],
+)  # fmt: skip
+def test_sizes_are_remarked_on_from_their_bounds_on(width, height, words):
+    facts = ImageFacts("a.png", format="PNG", mode="RGB", width=width, height=height, pixels="1")
+    found = findings([Example("train", 0, facts)], ["train"], ["x"], 100)
+    assert [words in f.title for f in found] == ([] if words is None else [True])
+
+
 def test_images_in_memory_are_checked_too(tmp_path):
     found = data_check(DigitsDataModule(), tmp_path / "report")
     assert found == []  # scikit-learn's digits: no two are equal

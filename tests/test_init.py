@@ -47,12 +47,27 @@ def test_what_is_found_decides_the_file(tmp_path):
     assert "from 54 training images (ant) to 5 (bee)" in skewed.read_text()
     even = init(write(tmp_path / "even", {"ant": 30, "bee": 30}), tmp_path / "e.yaml")
     assert callbacks(even) == ["PerClassMonitor", "ModelCheckpoint"]
+    assert "no prior to correct" in even.read_text()
+    assert content(even)["trainer"]["max_epochs"] == 50  # 42 images: 2,000 steps are more epochs
+    mild = init(write(tmp_path / "mild", {"ant": 60, "bee": 20}), tmp_path / "m.yaml")
+    assert callbacks(mild) == ["PerClassMonitor", "ModelCheckpoint"]
+    assert "    # - class_path: PriorCorrection" in mild.read_text()
     assert "2 classes, 27 training images each" in even.read_text()
     assert content(even)["trainer"]["callbacks"][1]["init_args"]["monitor"] == "val/macro_accuracy"
     assert "img_size: 40  # faster" in even.read_text()  # 20 x 24 pixels for a network of 224
     single = init(write(tmp_path / "single", {"ant": 9, "bee": 1}), tmp_path / "1.yaml")
     assert "which lacks bee" in single.read_text()
     assert content(single)["trainer"]["callbacks"][2]["init_args"] == {"data": "train"}
+
+
+def test_the_number_of_epochs_makes_two_thousand_steps(tmp_path):
+    images = write(tmp_path / "images", {"ant": 2000, "bee": 2000}, size=(1, 1))
+    written = content(init(images, tmp_path / "a.yaml"))
+    assert written["data"]["init_args"]["batch_size"] == 64
+    # 400 images are for testing, and a tenth of the rest each for selection and the last layer
+    assert 44 * 2880 / 64 < 2000 <= 45 * 2880 / 64
+    assert written["trainer"]["max_epochs"] == 45
+    assert written["model"]["lr_scheduler"]["init_args"]["total"] == 45
 
 
 def test_unreadable_images_and_what_is_missing_are_foretold(tmp_path):
