@@ -75,6 +75,7 @@ class Shift(ABC):
 
     - ``sections``: names of its parts (``fog/3``), and ``section_numbers``, the part of each
       example (N,): one set of few metrics, of which the parts can be told afterwards;
+    - ``baseline_errors``: mean error of a baseline by corruption, by which mCE divides;
     - ``scored_classes``: the class numbers among which the largest logit is sought, where a
       benchmark wants that.
     """
@@ -134,7 +135,10 @@ def plain_shifts(shifts: Mapping[str, Shift]) -> dict[str, Any]:
 
 
 def chosen(
-    given: str | Sequence[str], known: Mapping[str, Sequence[str]], what: str
+    given: str | Sequence[str],
+    known: Mapping[str, Sequence[str]],
+    what: str,
+    **unions: Sequence[str],
 ) -> tuple[str, ...]:
     """Spell out a choice of names: one name, the name of a group, or a list of names.
 
@@ -142,11 +146,12 @@ def chosen(
         given: the choice.
         known: names by group; the group ``all`` is all of them.
         what: it is a choice of, for the message.
+        **unions: further groups, of names in ``known``.
 
     Raises:
         ValueError: for an unknown name, an empty list or a repeated name.
     """
-    groups = {**known, "all": [name for group in known.values() for name in group]}
+    groups = {**known, **unions, "all": [name for group in known.values() for name in group]}
     names = [given] if isinstance(given, str) else list(given)
     found = [name for one in names for name in groups.get(one, [one])]
     unknown = [name for name in found if name not in groups["all"]]
