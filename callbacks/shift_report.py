@@ -154,7 +154,7 @@ def _write(folder: Any, first: Evaluation, rows: list[Row]) -> None:
 
 def _show(compared: list[Compared], classes: Classes) -> None:
     own = compared[0].whole.name
-    table = _table(f"{own} and {len(compared) - 1} further sets, side by side")
+    table = _table(f"{own} and further sets, side by side")
     left = ("set", "worst class", "lose most (points)")
     for title in ("set", "n", "acc. %", "mean %", "change", "worst class", "lose most (points)"):
         last = title == "lose most (points)"

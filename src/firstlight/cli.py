@@ -84,7 +84,7 @@ class FirstlightCLI(LightningCLI):
         """Show several test sets side by side, in one table instead of Lightning's per loader."""
         if getattr(self.datamodule, "test_sets", None):
             self._have(PerClassMonitor)
-            self.config["test"]["verbose"] = False
+            self.config_init["test"]["verbose"] = False
 
     def before_predict(self) -> None:
         """Write predictions to a file, unless a callback of the user's does so."""
