@@ -23,6 +23,7 @@ from firstlight.callbacks.batches import (
 )
 from firstlight.callbacks.records import gather
 from firstlight.functional import ExampleScores, PerClassCounts, example_positions, score_examples
+from firstlight.functional.shifts import restrict_logits, scored_classes
 
 WHO = "PerClassMonitor"
 
@@ -40,6 +41,7 @@ class Evaluation:
 
     Attributes:
         in_order: whether positions are indices of the data set.
+        scored_classes: among which the largest logit is sought, where the data set says so.
         result: columns of the counts, over all ranks, after `finish`.
         table: columns of the table ``predictions``, over all ranks, after `collect`.
     """
@@ -57,6 +59,7 @@ class Evaluation:
         self.first = first
         self.dataset = getattr(loader, "dataset", None)
         self._sampler = sampler_of(loader)
+        self.scored_classes = scored_classes(loader)
         self._expected = num_classes
         self._ignore_index = ignore_index
         self.in_order = _visits_in_order(self._sampler, self.dataset)
@@ -113,7 +116,7 @@ class Evaluation:
             on_device = kept.to(logits.device)
             logits, targets, positions = logits[on_device], targets[on_device], positions[kept]
         self.metric = counting(self.metric, logits.shape[1], logits.device)
-        scores = score_examples(logits, targets)
+        scores = score_examples(restrict_logits(logits, self.scored_classes), targets)
         self.metric.update(scores)
         self._kept.append(scores, positions.to(logits.device))
 

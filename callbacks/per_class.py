@@ -12,6 +12,7 @@ from firstlight.callbacks.classes import Classes, check_lengths, dataset_of, fin
 from firstlight.callbacks.evaluation import Evaluation, agree
 from firstlight.callbacks.per_class_report import save_examples, show_worst
 from firstlight.callbacks.records import RunRecords, log_scalars, say
+from firstlight.callbacks.shift_report import report_shifts
 from firstlight.callbacks.stages import STAGES, Stage, StageCallback, loaders_of
 from firstlight.functional import confusion_pairs, summarise_classes
 from firstlight.functional.loaders import named_sets, offered
@@ -25,7 +26,9 @@ class PerClassMonitor(StageCallback):
     ``<stage>/per_class/`` micro, macro, min, p1, p5, worst_1pct, std, worst_class, absent, many,
     medium, few (see `firstlight.functional.summarise_classes`), and writes the table ``per_class``
     of the run folder. The last epoch's predictions, confusions and worst examples are written when
-    fit, validate or test end, with a printed table of the worst classes.
+    fit, validate or test end, with a printed table of the worst classes; of several sets of a
+    stage it is the first one's, followed by a table of all of them side by side (see
+    `firstlight.callbacks.shift_report.report_shifts`).
 
     Logits are caught on their way through the step's own forward: no second forward pass. Under
     ``DistributedSampler`` padded repeats are not counted. Memory: linear in the classes, and 52
@@ -168,13 +171,16 @@ class PerClassMonitor(StageCallback):
             check_lengths(evaluation.metric.num_classes, self.class_names, self.class_counts)
 
     def _evaluation(self, stage: Stage, trainer: Any, index: int) -> Evaluation:
-        split, loader = named_sets(stage, loaders_of(trainer, stage))[index]
-        split = split if self.name is None else f"{split}/{self.name}"
+        split, loader = self._sets(stage, trainer)[index]
         running = self._running.setdefault(stage, {})
         if split not in running:
             width = self._known_width(trainer, loader)
             running[split] = Evaluation(split, loader, width, self.ignore_index, first=index == 0)
         return running[split]
+
+    def _sets(self, stage: Stage, trainer: Any) -> list[tuple[str, Any]]:
+        end = "" if self.name is None else f"/{self.name}"
+        return [(name + end, one) for name, one in named_sets(stage, loaders_of(trainer, stage))]
 
     def _known_width(self, trainer: Any, loader: Any) -> int | None:
         if self.class_names is not None:
@@ -269,12 +275,19 @@ class PerClassMonitor(StageCallback):
         for evaluation in self._finished.values():
             if not trainer.is_global_zero or self._classes is None or not evaluation.table:
                 continue
+            if not evaluation.first:  # of several sets; they are shown side by side
+                continue
             show_worst(evaluation, self._classes, self.worst)
-            if self.records.folder is not None and evaluation.in_order and evaluation.first:
+            if self.records.folder is not None and evaluation.in_order:
                 note = save_examples(
                     self.records.folder.path, evaluation, self.worst, trainer.datamodule
                 )
                 say(trainer, note) if note else None
+        for stage in STAGES[1:]:
+            names = [name for name, _ in self._sets(stage, trainer)]
+            sets = [self._finished[name] for name in names if name in self._finished]
+            if len(sets) > 1 and self._classes is not None:
+                report_shifts(trainer, sets, self._classes, self.records)
         self.records.mark("finished")
         if self.records.folder is not None and self._finished:
             say(trainer, f"Per-class tables: {self.records.folder.path}")

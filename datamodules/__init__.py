@@ -1,14 +1,26 @@
 """FROM WHERE examples come: LightningDataModules for image classification."""
 
+from firstlight.datamodules.array_shifts import CIFARC, MNISTC
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
+from firstlight.datamodules.corrupted import Corrupted
 from firstlight.datamodules.digits import DigitsDataModule
+from firstlight.datamodules.folder_shifts import ImageFolderShift, ImageNetC
 from firstlight.datamodules.image_folder import ImageFolderDataModule
+from firstlight.datamodules.mnist import MNISTDataModule
+from firstlight.datamodules.shifts import Shift
 
 __all__ = [
+    "CIFARC",
+    "MNISTC",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "Corrupted",
     "DigitsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageFolderShift",
+    "ImageNetC",
+    "MNISTDataModule",
+    "Shift",
 ]

@@ -1,29 +1,22 @@
 """What all DataModules share: arguments, protocol, names and counts, probe and hold-out."""
 
-import os
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Generic
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 
-from firstlight.datamodules.image_files import UnlabelledImages, list_images
-from firstlight.datamodules.preprocessing import (
-    Preprocessing,
-    evaluation_transform,
-    resolve_preprocessing,
-)
+from firstlight.datamodules.arguments import at_least_one, plain
+from firstlight.datamodules.placement import PlacedDataModule
+from firstlight.datamodules.prediction import prediction_loader
+from firstlight.datamodules.preprocessing import Preprocessing, resolve_preprocessing
 from firstlight.datamodules.samplers import (
-    EXPONENTS,
-    ClassSampler,
     Sampling,
-    ShuffledSampler,
     check_sampling,
-    fixed_order,
+    class_draw_weights,
+    training_order,
 )
+from firstlight.datamodules.shifts import Setting, Shift, plain_shifts, read_shifts
 from firstlight.datamodules.splits import (
     Protocols,
     Sources,
@@ -32,12 +25,14 @@ from firstlight.datamodules.splits import (
     class_counts,
     cut_splits,
     slice_fractions,
+    warn_of_other_examples,
+    warn_of_protocol,
 )
 from firstlight.datamodules.summary import describe
 from firstlight.functional.seeding import resolve_seed
 
 
-class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
+class ImageDataModule(PlacedDataModule, ABC, Generic[T]):
     """Base of the DataModules; arguments that all of them take.
 
     Each works with any LightningModule, and without a trainer after ``setup("fit")``. Training and
@@ -67,6 +62,8 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         seed: key of splits, order and augmentations; None: the run's (``seed_everything``), or 0.
         num_workers: processes that decode image files.
         predict_dir: folder of images for ``predict``, searched recursively.
+        test_sets: further sets to test on beside the data's own, by name: a `Shift`, or its
+            ``{"class_path", "init_args"}``. Their metrics have the keys ``test/<name>/...``.
 
     Raises:
         ValueError: in the constructor, for values that cannot be right.
@@ -91,16 +88,19 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         seed: int | None = None,
         num_workers: int = 2,
         predict_dir: str | None = None,
+        test_sets: dict[str, Shift] | None = None,
     ) -> None:
         super().__init__()
         # Lightning refuses to log a model's and a DataModule's values of one name that differ.
         self.save_hyperparameters(logger=False)
         self.seed = resolve_seed(seed)
         # plain values only: a checkpoint that holds a Path does not load with weights_only=True
-        self.hparams.update({k: _plain(v) for k, v in self.hparams.items()}, seed=self.seed)
-        self.batch_size = _at_least_one("batch_size", batch_size)
-        self.eval_batch_size = _at_least_one("eval_batch_size", eval_batch_size or batch_size)
-        self.probe_size = _at_least_one("probe_size", probe_size)
+        self.hparams.update({k: plain(v) for k, v in self.hparams.items()}, seed=self.seed)
+        self.test_sets = read_shifts(test_sets or {})
+        self.hparams["test_sets"] = plain_shifts(self.test_sets) or None
+        self.batch_size = at_least_one("batch_size", batch_size)
+        self.eval_batch_size = at_least_one("eval_batch_size", eval_batch_size or batch_size)
+        self.probe_size = at_least_one("probe_size", probe_size)
         self.drop_last, self.num_workers, self.predict_dir = drop_last, num_workers, predict_dir
         check_sampling(sampling)
         self.sampling: Sampling = sampling
@@ -161,17 +161,14 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         if stage == "predict":
             self._class_names = self._names_for_prediction()
             return
+        for shift in self.test_sets.values():
+            shift.check()
         sources = self._read()
         self._class_names = list(sources.train.classes)
         self._splits = cut_splits(
             sources, self.protocol, self.val, self.holdout, self.seed, self.probe_size
         )
-        if self.protocol == "legacy":
-            rank_zero_warn(
-                "protocol='legacy': validation is the test set, so whatever is selected on it "
-                "(best epoch, early stopping, tuning) reports too high a test score. Compare such "
-                "numbers with legacy numbers only."
-            )
+        warn_of_protocol(self.protocol)
         rank_zero_info(self.summary())
 
     @property
@@ -199,6 +196,11 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         return len(self.class_names)
 
     @property
+    def class_ids(self) -> list[str]:
+        """What further test sets may call the classes by (ImageNet: wnids), by class number."""
+        return self.class_names
+
+    @property
     def class_counts(self) -> list[int]:
         """Examples per class trained on."""
         return class_counts(self._ready.train.targets, self.num_classes)
@@ -211,9 +213,7 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
     @property
     def sampling_weights(self) -> list[float] | None:
         """How often an example of each class is drawn, up to scale; None: every one once."""
-        if self.sampling == "instance":
-            return None
-        return [n ** (EXPONENTS[self.sampling] - 1) if n else 0.0 for n in self.class_counts]
+        return class_draw_weights(self.sampling, self.class_counts)
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -243,17 +243,32 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         return [] if self._ready.val is None else self._eval_loader(self._ready.val)
 
     def test_dataloader(self) -> Any:
-        """Batches to report on.
+        """Batches to report on: one loader, or with ``test_sets`` a mapping that begins with it.
 
         Raises:
-            ValueError: if the data has no test set.
+            FileNotFoundError: for a further test set that is not there.
+            ValueError: if the data has no test set, or a further one does not fit the data.
         """
         if self._ready.test is None:
             raise ValueError(
                 f"{type(self).__name__} has no test set: add a folder (or a manifest split) "
                 "'test', or have one cut from data without splits (test=0.1)"
             )
-        return self._eval_loader(self._ready.test)
+        own = self._eval_loader(self._ready.test)
+        if not self.test_sets:
+            return own
+        setting = Setting(
+            self._ready.test,
+            self.class_names,
+            self.class_ids,
+            self.preprocessing,
+            self.eval_batch_size,
+            self.num_workers,
+            self._device,
+            self._shard,
+            self.seed,
+        )
+        return {"test": own} | {name: s.loader(setting) for name, s in self.test_sets.items()}
 
     def holdout_dataloader(self) -> Any:
         """Unaugmented batches of training examples that are neither trained nor selected on.
@@ -284,14 +299,9 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
             ValueError: without ``predict_dir``.
             FileNotFoundError: if it does not exist or holds no image.
         """
-        if self.predict_dir is None:
-            raise ValueError("nothing to predict: pass predict_dir, a folder of images")
-        data = UnlabelledImages(
-            list_images(Path(self.predict_dir)),
-            evaluation_transform(self.preprocessing),
-            "RGB" if len(self.mean) == 3 else "L",
+        return prediction_loader(
+            self.predict_dir, self.preprocessing, self.eval_batch_size, self.num_workers
         )
-        return DataLoader(data, batch_size=self.eval_batch_size, num_workers=self.num_workers)
 
     def summary(self) -> str:
         """What is trained, selected and tested on, and how images are prepared, in a few lines."""
@@ -310,48 +320,11 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the checkpoint was trained on other examples: they may be in val or test now."""
-        if self._splits is not None and state_dict["train"] not in (None, self._splits.fingerprint):
-            rank_zero_warn(
-                "The checkpoint was trained on other examples than this DataModule trains on (its "
-                f"seed was {state_dict['seed']}, now {self.seed}): some may have moved into "
-                "validation or hold-out, whose numbers are then too high. Give the same seed, "
-                "fractions and imbalance."
-            )
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-    @property
-    def _shard(self) -> tuple[int, int]:
-        """Number of processes and rank of this one."""
-        if self.trainer is not None:
-            return self.trainer.world_size, self.trainer.global_rank
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_world_size(), torch.distributed.get_rank()
-        return 1, 0
+        if self._splits is not None:
+            warn_of_other_examples(state_dict, self._splits.fingerprint, self.seed)
 
     def _train_sampler(self, data: T) -> Sampler[int]:
-        if getattr(self.trainer, "overfit_batches", 0) > 0:
-            return fixed_order(data, *self._shard)  # Lightning wants no shuffling then
-        how = self.seed, *self._shard, self._epoch_of_run
-        if self.sampling == "instance":
-            return ShuffledSampler(data, *how)
-        return ClassSampler(data.targets, EXPONENTS[self.sampling], *how)
-
-    def _epoch_of_run(self) -> int | None:
-        if self.trainer is None or not self.trainer.training:
-            return None
-        return self.trainer.current_epoch
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} is at least 1, got {value}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return list(value) if isinstance(value, tuple) else value
+        shuffled = not getattr(self.trainer, "overfit_batches", 0)  # then Lightning wants none
+        return training_order(
+            data, self.sampling, shuffled, self.seed, *self._shard, self._epoch_of_run
+        )

@@ -47,10 +47,14 @@ class EvaluationPipeline:
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return float32 (B, C, img_size, img_size); nothing is drawn."""
-        size, how = self._how.resized, self._how
-        batch = augment.resize(self._images.index_select(0, index), (size, size), how.interpolation)
-        batch = augment.center_crop(batch, (how.img_size, how.img_size))
-        return augment.normalize(batch, how.mean, how.std)
+        return prepare(self._images.index_select(0, index), self._how)
+
+
+def prepare(images: Tensor, how: Preprocessing) -> Tensor:
+    """Make float32 inputs (B, C, img_size, img_size) of uint8 images (B, C, H, W)."""
+    batch = augment.resize(images, (how.resized, how.resized), how.interpolation)
+    batch = augment.center_crop(batch, (how.img_size, how.img_size))
+    return augment.normalize(batch, how.mean, how.std)
 
 
 class TrainingPipeline:

@@ -163,3 +163,43 @@ def fixed_order(dataset: Any, num_replicas: int, rank: int) -> Sampler[int]:
     if num_replicas == 1:
         return SequentialSampler(dataset)
     return FixedOrderSampler(dataset, num_replicas, rank)
+
+
+def training_order(
+    data: Any,
+    sampling: Sampling,
+    shuffled: bool,
+    seed: int,
+    num_replicas: int,
+    rank: int,
+    current_epoch: Callable[[], int | None],
+) -> Sampler[int]:
+    """Return the order of training: shuffled, drawn by class, or `fixed_order` on request.
+
+    Args:
+        data: has a length and ``targets``.
+        sampling: see `Sampling`.
+        shuffled: False for the fixed order.
+        seed: any integer.
+        num_replicas: number of ranks.
+        rank: this rank.
+        current_epoch: as for `ShuffledSampler`.
+    """
+    if not shuffled:
+        return fixed_order(data, num_replicas, rank)
+    how = seed, num_replicas, rank, current_epoch
+    if sampling == "instance":
+        return ShuffledSampler(data, *how)
+    return ClassSampler(data.targets, EXPONENTS[sampling], *how)
+
+
+def class_draw_weights(sampling: Sampling, counts: Sequence[int]) -> list[float] | None:
+    """How often an example of each class is drawn, up to scale; None: every one once.
+
+    Args:
+        sampling: see `Sampling`.
+        counts: examples by class; one without any has weight 0.
+    """
+    if sampling == "instance":
+        return None
+    return [n ** (EXPONENTS[sampling] - 1) if n else 0.0 for n in counts]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Generic, Literal, Protocol, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from firstlight.functional.long_tail import stratified_split
@@ -163,3 +164,24 @@ def _fingerprint(targets: Tensor, train: Tensor) -> str:
     digest = hashlib.sha256(targets.numpy().astype("<i8").tobytes())
     digest.update(train.numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def warn_of_protocol(protocol: Protocols) -> None:
+    """Say what ``legacy`` does to a test score."""
+    if protocol == "legacy":
+        rank_zero_warn(
+            "protocol='legacy': validation is the test set, so whatever is selected on it "
+            "(best epoch, early stopping, tuning) reports too high a test score. Compare such "
+            "numbers with legacy numbers only."
+        )
+
+
+def warn_of_other_examples(saved: Mapping[str, Any], fingerprint: str, seed: int) -> None:
+    """Warn where a checkpoint's ``train`` fingerprint and ``seed`` are of other examples."""
+    if saved["train"] not in (None, fingerprint):
+        rank_zero_warn(
+            "The checkpoint was trained on other examples than this DataModule trains on (its "
+            f"seed was {saved['seed']}, now {seed}): some may have moved into "
+            "validation or hold-out, whose numbers are then too high. Give the same seed, "
+            "fractions and imbalance."
+        )

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from firstlight.functional.loaders import named_sets
 from firstlight.functional.per_class import ExampleScores, PerClassCounts, rank_of_target
 from firstlight.functional.sharding import example_positions
+from firstlight.functional.shifts import restrict_logits, scored_classes
 
 PENDING_BATCHES = 64
 """Batches whose predictions wait on the device, so that counting does not synchronise each step."""
@@ -145,6 +146,7 @@ class StageMetrics(nn.Module):
         self.seen = [0] * len(named)
         # Held for the epoch only: a sampler leads to its data set.
         self._samplers = [getattr(loader, "sampler", None) for _, loader in named]
+        self._scored = [scored_classes(loader) for _, loader in named]
         while len(self.sets) < len(named):
             self.sets.append(EpochMetrics(self.num_classes))
         self.to(device)
@@ -162,7 +164,11 @@ class StageMetrics(nn.Module):
         return (~repeated).nonzero()[:, 0] if repeated.any() else None
 
     def update(self, index: int, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch without repeats to a set; see ``EpochMetrics.update``."""
+        """Add a batch without repeats to a set; see ``EpochMetrics.update``.
+
+        Accuracies are among the classes that the set wants scored; the loss is over all of them.
+        """
+        logits = restrict_logits(logits, self._scored[index])
         self.sets[index].update(logits, targets, loss)  # type: ignore[operator]
 
     def finish(self) -> dict[str, float]:

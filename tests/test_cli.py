@@ -2,21 +2,27 @@
 
 import csv
 import itertools
+import json
+import shutil
+import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from firstlight import cli, datamodules
+from firstlight.datamodules.array_shifts import MNIST_C
+from firstlight.functional.corruptions import BENCHMARK, PUBLISHED
 from firstlight.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {p.relative_to(ROOT / "configs").with_suffix("").as_posix(): p
            for p in (ROOT / "configs").rglob("*.yaml")}  # fmt: skip
-PARTS = ("model", "data", "callbacks", "loss", "lr_scheduler", "experiment")
+PARTS = ("model", "data", "callbacks", "loss", "lr_scheduler", "experiment", "test_sets")
 KINDS = {kind: [n for n in CONFIGS if n.startswith(kind)] for kind in PARTS}
 TINY = [
     "--trainer.max_epochs=1",
@@ -108,6 +114,26 @@ def images(tmp_path):
 
 
 @pytest.fixture
+def domains(images, tmp_path):
+    """The two classes in four domains."""
+    for name in ("Real World", "Art", "Clipart", "Product"):
+        shutil.copytree(images, tmp_path / "data/office_home" / name)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_train_on_one_domain_and_test_on_all(firstlight, domains, tmp_path):
+    small = ["--data.img_size=32", "--data.num_workers=0", *TINY]
+    common = [f"--config=firstlight:{n}" for n in ("model/resnet20_cifar_short", "data/domains")]
+    firstlight("fit", *common, *small)
+    (checkpoint, *_) = tmp_path.rglob("*.ckpt")
+    firstlight("test", *common, *small[:2], *TINY[1:], "--ckpt_path", checkpoint)
+    (run,) = [r for r in tmp_path.rglob("run.json") if list(r.parent.glob("shifts/*"))]
+    rows = RunFolder.open(run.parent).read("shifts").to_pylist()
+    assert [r["set"] for r in rows] == ["test", "test/art", "test/clipart", "test/product"]
+    assert [r["n"] for r in rows][1:] == [24] * 3
+
+
+@pytest.fixture
 def cifar(tmp_path):
     """The folder layout of CIFAR with ten classes of eight images."""
     for name in ("cifar10", "cifar100"):
@@ -119,10 +145,104 @@ def cifar(tmp_path):
                 Image.new("RGB", (32, 32), (c * 2, index * 20, 99)).save(file)
 
 
+def idx(array):
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """IDX files of eight images of every digit, two to test, and MNIST-C of those."""
+    root = tmp_path / "data/mnist"
+    root.mkdir(parents=True)
+    for split, count in (("train", 80), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.full((count, 28, 28), 9 * labels[:, None, None], np.uint8)
+        (root / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
+        (root / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
+    for name in MNIST_C:
+        (tmp_path / "data/mnist_c" / name).mkdir(parents=True)
+        np.save(tmp_path / "data/mnist_c" / name / "test_images.npy", images[..., None])
+        np.save(tmp_path / "data/mnist_c" / name / "test_labels.npy", labels)
+
+
+@pytest.fixture
+def shifted(tmp_path, cifar, mnist):
+    """Every shifted set of the configs beside its own data, in the published layouts."""
+    (tmp_path / "data/CIFAR-10-C").mkdir()
+    np.save(tmp_path / "data/CIFAR-10-C/labels.npy", np.tile(np.arange(10), 5))
+    for name in itertools.chain(*PUBLISHED.values()):
+        images = np.full((50, 32, 32, 3), 99, np.uint8)
+        np.save(tmp_path / f"data/CIFAR-10-C/{name}.npy", images)
+    roots = [
+        *(f"own/{split}" for split in ("train", "test")),
+        *(f"imagenet-c/{name}/{level}" for name in BENCHMARK for level in range(1, 6)),
+        "imagenet-r", "imagenet-a", "sketch",
+    ]  # fmt: skip
+    for root, (number, wnid) in itertools.product(roots, enumerate(("n01440764", "n01443537"))):
+        for index in range(6 if "train" in root else 1):
+            file = tmp_path / "data" / root / wnid / f"{index}.JPEG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number * 90, index, 7)).save(file)
+    v2 = tmp_path / "data/imagenetv2-matched-frequency-format-val"
+    shutil.copytree(tmp_path / "data/sketch/n01440764", v2 / "0")
+    shutil.copytree(tmp_path / "data/sketch/n01443537", v2 / "1")
+
+
+OWN = {
+    "test_sets/cifar10_c": ["data/cifar10_lt", "--data.imbalance_factor=2"],
+    "test_sets/mnist_c": ["data/mnist"],
+    "test_sets/corrupted": ["data/digits_lt"],
+    "test_sets/imagenet": ["data/image_folder", "--data.root=data/own", "--data.num_workers=0",
+                           "--data.img_size=32", "--data.holdout=0"],
+}  # fmt: skip
+SETS = {
+    "test_sets/cifar10_c": {"cifar10_c": 75 * 10, "cifar10_c_extra": 20 * 10},
+    "test_sets/mnist_c": {"mnist_c": 15 * 20},
+    "test_sets/corrupted": {"corrupted": 30 * 359},
+    "test_sets/imagenet": {"imagenet_c": 150, "imagenet_r": 2, "imagenet_a": 2, "imagenet_v2": 2,
+                           "imagenet_sketch": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS["test_sets"])
+def test_every_config_of_test_sets_tests(name, firstlight, shifted, tmp_path):
+    """By one `firstlight test`; the monitor that shows them side by side comes by itself."""
+    own, *options = OWN[name]
+    parts = [f"--config=firstlight:{n}" for n in ("model/resnet20_cifar_short", own, name)]
+    text = firstlight("test", *parts, *options, *TINY[1:])
+    assert "side by side" in text
+    assert "DataLoader 0" not in text
+    (run,) = tmp_path.rglob("run.json")
+    rows = RunFolder.open(run.parent).read("shifts").to_pylist()
+    whole = {row["set"]: row["n"] for row in rows if not row["section"]}
+    assert {f"test/{k}": n for k, n in SETS[name].items()} == {
+        k: whole[k] for k in whole if k != "test"
+    }
+    assert text.count("mCE") == (name == "test_sets/imagenet")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_sets_by_hand_and_after_a_fit(firstlight, tmp_path):
+    """A checkpoint of a fit with test sets is read safely, and others can be given to test it."""
+    fog, noise = (
+        json.dumps({"x": {"class_path": "Corrupted", "init_args": {"corruptions": name}}})
+        for name in ("fog", "noise")
+    )
+    common = ["--config", "firstlight:experiment/digits_lt", *TINY]
+    firstlight("fit", *common, "--data.test_sets", fog)
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)["datamodule_hyper_parameters"]
+    assert kept["test_sets"]["x"]["init_args"]["corruptions"] == "fog"
+    text = firstlight("test", *common, "--data.test_sets", noise, "--ckpt_path", checkpoint)
+    assert "shot_noise" in text
+    assert text.count("worst classes") == 1
+
+
 @pytest.mark.parametrize("data", KINDS["data"])
-def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
+def test_every_data_config_trains(data, firstlight, images, cifar, mnist, domains, tmp_path):
     small = ["--data.imbalance_factor=2"] if "cifar" in data else []
-    small += ["--data.img_size=32", "--data.num_workers=0"] if "folder" in data else []
+    if "folder" in data or "domains" in data:
+        small += ["--data.img_size=32", "--data.num_workers=0"]
     firstlight(
         "fit", "--config", "firstlight:model/resnet20_cifar_short", "--config",
         f"firstlight:{data}", *TINY, *small,
@@ -130,7 +250,9 @@ def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
     assert list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in KINDS["data"]])
+@pytest.mark.parametrize(
+    "name", [n for n in CONFIGS if n not in KINDS["data"] + KINDS["test_sets"]]
+)
 def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
     if name.startswith(("callbacks", "loss", "lr_scheduler")):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from firstlight import callbacks, datamodules  # makes their classes known by bare name
-from firstlight.callbacks import PredictionWriter
+from firstlight.callbacks import PerClassMonitor, PredictionWriter
 from firstlight.checkpoints import CheckpointError, read_checkpoint
 from firstlight.lightning_modules import ImageClassifier
 from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
@@ -84,11 +85,20 @@ class FirstlightCLI(LightningCLI):
             if key in data and data[key] is None and trained.get(key) is not None:
                 data[key] = trained[key]
 
+    def before_test(self) -> None:
+        """Show several test sets side by side, in one table instead of Lightning's per loader."""
+        if getattr(self.datamodule, "test_sets", None):
+            self._have(PerClassMonitor)
+            self.config_init["test"]["verbose"] = False
+
     def before_predict(self) -> None:
         """Write predictions to a file, unless a callback of the user's does so."""
+        self._have(PredictionWriter)
+
+    def _have(self, kind: type[Callback]) -> None:
         given: list[Any] = getattr(self.trainer, "callbacks")  # noqa: B009  # set by a connector
-        if not any(isinstance(callback, PredictionWriter) for callback in given):
-            given.append(PredictionWriter())
+        if not any(isinstance(callback, kind) for callback in given):
+            given.append(kind())
 
 
 def config_names() -> list[str]:

@@ -66,6 +66,17 @@ TABLES: dict[str, pa.Schema] = {
         path=_STR,
     ),
     "confusions": _table(split=_STR, target=_CLASS, pred=_CLASS, count=_INT),
+    "shifts": _table(
+        set=_STR,
+        section=_STR,
+        n=_INT,
+        top1=_F64,
+        macro=_F64,
+        worst_class=_CLASS,
+        worst=_F64,
+        change=_F64,
+    ),
+    "shift_classes": _table(set=_STR, section=_STR, **{"class": _CLASS}, n=_INT, correct=_INT),
 }
 
 RUN_KEYS = (
