@@ -44,24 +44,17 @@ a negative code being the number of a signal."""
 
 
 class StudyFolder:
-    """One study's folder; `create` a new one, `open` an old one.
+    """One study's folder, made when it is first written; `open` reads an old one.
 
     Attributes:
         path: the folder.
         study: contents of ``study.json``.
     """
 
-    def __init__(self, path: Path, study: dict[str, Any]) -> None:
-        self.path = path
-        self.study = study
-
-    @classmethod
-    def create(cls, path: str | Path, study: Mapping[str, Any]) -> "StudyFolder":
-        """Make a folder, its parents too, with these contents of ``study.json``."""
+    def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
         first = {"schema_version": SCHEMA_VERSION, "firstlight": version("firstlight")}
-        folder = cls(Path(path), {**first, **study})
-        folder.write()
-        return folder
+        self.path = path
+        self.study: dict[str, Any] = {**first, **study}
 
     @classmethod
     def open(cls, path: str | Path) -> "StudyFolder":
@@ -90,6 +83,10 @@ class StudyFolder:
         """The runs, as ``study.json`` has them."""
         runs: list[dict[str, Any]] = self.study["runs"]
         return runs
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The run of that ``id``."""
+        return next(run for run in self.runs if run["id"] == run_id)
 
     def finished(self) -> list[RunFolder]:
         """Run folders of the finished runs, in the order of ``study.json``.
