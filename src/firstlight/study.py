@@ -52,7 +52,9 @@ def study(
     path = Path(out or Path("studies", file.name)).resolve()
     plan = plan_runs(file, path)
     folder = _opened(path, file, plan)
-    waiting = [run for run in plan if folder.run(run.id)["status"] != "finished"]
+    # Seed by seed, so that what a study called off has is as good for every arm.
+    waiting = [run for seed in file.seeds for run in plan
+               if run.seed == seed and folder.run(run.id)["status"] != "finished"]  # fmt: skip
     _announce(file, folder, waiting)
     if dry_run:
         return None

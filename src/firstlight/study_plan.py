@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,22 @@ def plan_runs(file: StudyFile, folder: Path) -> list[PlannedRun]:
     with tempfile.TemporaryDirectory() as scratch:
         base = [*_configs(file.base, Path(scratch))]
         known = flatten(_parsed(base, "base"))
-        base += _settings(file.settings, known, "set")
-        known = flatten(_parsed(base, "set"))
+        if file.settings:
+            base += _settings(file.settings, known, "set")
+            known = flatten(_parsed(base, "set"))
         for arm in file.arms:
             where = f"arm {arm.name!r}"
             overlays = _configs(arm.overlays, Path(scratch))
             given = flatten(_parsed([*base, *overlays], where)) if arm.overlays else known
             own = [*overlays, *_settings(arm.settings, given, where)]
+            parsed: dict[tuple[str, ...], dict[str, Any]] = {}  # most seeds change nothing else
             for seed in file.seeds:
                 names = {"{seed}": str(seed), "{arm}": slug(arm.name)}
-                arguments = [_filled(one, names) for one in [*base, *own]]
-                config = _parsed([*arguments, f"--seed_everything={seed}"], where)
-                _check(config, where)
+                arguments = tuple(_filled(one, names) for one in [*base, *own])
+                if arguments not in parsed:
+                    parsed[arguments] = _parsed([*arguments], where)
+                    _check(parsed[arguments], where)
+                config = {**deepcopy(parsed[arguments]), "seed_everything": seed}
                 run = f"{slug(arm.name)}-seed{seed}"
                 runs.append(PlannedRun(run, arm, seed, _placed(config, run, arm, file, folder)))
     _refuse_twins(runs)

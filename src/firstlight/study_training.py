@@ -126,13 +126,18 @@ def _prepared(folder: StudyFolder, run: PlannedRun) -> tuple[list[str], Path]:
 
 
 def _resume_point(work: Path) -> tuple[Path | None, int]:
-    """The last checkpoint that can be read, and its step."""
-    found = sorted(work.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in found:
+    """The newest checkpoint that a fit can go on from, and its step.
+
+    Not a file that a kill cut off, one without an optimiser's state, or one made after the fit.
+    """
+    found = [file for file in work.rglob("*.ckpt") if not file.stem.endswith("-retrained")]
+    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            return file, int(read_checkpoint(file)["global_step"])
+            checkpoint = read_checkpoint(file)
         except CheckpointError:
-            continue  # cut off by the kill; an older one may be whole
+            continue
+        if "optimizer_states" in checkpoint:
+            return file, int(checkpoint["global_step"])
     return None, 0
 
 
