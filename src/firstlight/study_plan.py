@@ -19,7 +19,7 @@ from firstlight.study_file import StudyArm, StudyFile, near_names, slug
 
 MONITOR = "firstlight.callbacks.PerClassMonitor"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
-PLACES = ("run_dir", "default_root_dir")
+PLACES = ("run_dir", "default_root_dir", "dirpath")
 """Keys that say where a run writes, and so nothing of what it is."""
 
 
@@ -204,6 +204,9 @@ def _placed(
             callbacks += saving
         if not any(_args(one).get("save_last") for one in saving):
             _args(saving[0])["save_last"] = True
+        for one in saving:
+            if _args(one).get("dirpath") is None:  # one place for all attempts
+                _args(one)["dirpath"] = str(folder / "work" / run / "checkpoints")
     if not any("ProgressBar" in one["class_path"] for one in callbacks):
         trainer["enable_progress_bar"] = False
     trainer["default_root_dir"] = str(folder / "work" / run)

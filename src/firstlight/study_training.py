@@ -108,8 +108,9 @@ def _prepared(folder: StudyFolder, run: PlannedRun) -> tuple[list[str], Path]:
     """Write the run's configuration; return the command that trains it, or goes on, and its log."""
     entry, work = folder.run(run.id), folder.path / "work" / run.id
     checkpoint, step = _resume_point(work)
-    if checkpoint is None:  # tables of a run without a checkpoint cannot be gone on with
-        rmtree(folder.path / entry["folder"], ignore_errors=True)
+    if checkpoint is None:  # what is left of a run without a checkpoint cannot be gone on with
+        for left in (folder.path / entry["folder"], work / "checkpoints"):
+            rmtree(left, ignore_errors=True)
     with replacing(work / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(run.config, sort_keys=False))
     note = "begins" if not entry["attempts"] else "begins anew: there is no checkpoint"

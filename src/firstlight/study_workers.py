@@ -60,11 +60,16 @@ class LocalWorker:
 
     def poll(self) -> int | None:
         """Exit code, or None while it runs."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None:
+            self.ask_to_stop()
+        return code
 
     def wait(self) -> int:
         """Exit code, once it has ended."""
-        return self._process.wait()
+        self._process.wait()
+        self.ask_to_stop()
+        return self._process.returncode
 
     def ask_to_stop(self) -> None:
         """Close its standard input."""

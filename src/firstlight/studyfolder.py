@@ -4,7 +4,7 @@
 
     <study>/study.json        what the study is, and how each of its runs stands
     <study>/runs/<id>/        a run folder (`firstlight.runfolder`), of training and evaluation
-    <study>/work/<id>/        config.yaml (all of the run's configuration), log.txt, checkpoints
+    <study>/work/<id>/        config.yaml (of the whole run), log.txt, checkpoints/last.ckpt
     <study>/class_effects*/   tables and figures of ``firstlight compare``
 
 ``study.json`` holds, beside ``schema_version`` and ``firstlight`` (the version):
