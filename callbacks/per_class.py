@@ -311,7 +311,12 @@ class PerClassMonitor(StageCallback):
                 self._evaluation("train", trainer, 0).restore(state, trainer.is_global_zero)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write the last epoch's predictions; print the worst classes."""
+        """Write the last epoch's predictions; print the worst classes.
+
+        A fit that a checkpoint resumes with nothing left to do opens its folder here, so that an
+        evaluation by the same trainer goes on in it.
+        """
+        self.records.open(trainer, pl_module)
         self._end(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -1,5 +1,6 @@
 """Data sets small enough to live on the training device as uint8, augmented there in batches."""
 
+import math
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class TrainingPipeline:
         padding: width of the border of zeros that crops may reach into, in original pixels.
         horizontal_flip: whether half of the images are mirrored.
         erasing: probability of random erasing.
+        scale: range of a random resized crop's share of the area, in the place of padded crops.
+        ratio: range of its width over height.
     """
 
     def __init__(
@@ -77,20 +80,23 @@ class TrainingPipeline:
         padding: int,
         horizontal_flip: bool,
         erasing: float,
+        scale: tuple[float, float] | None = None,
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         self.device, self._how = device, how
         self._size = (images.shape[2], images.shape[3])
+        padding = padding if scale is None else 0
         self._images = augment.pad(images.to(device), padding).contiguous()
-        self._padding, self._flip, self._erasing = padding, horizontal_flip, erasing
+        self._padding, self._scale, self._ratio = padding, scale, ratio
+        self._flip, self._erasing = horizontal_flip, erasing
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return float32 (B, C, img_size, img_size), drawn from ``generator`` alone."""
         count, how = len(index), self._how
-        offsets = augment.draw_crop_offsets(count, self._padding, generator)
-        batch = augment.crop(self._images, index, offsets.to(self.device), self._size)
+        size = (how.img_size, how.img_size)
+        batch = self._crop(index, generator, size)
         if self._flip:
             batch = augment.flip(batch, augment.draw_flips(count, generator))
-        size = (how.img_size, how.img_size)
         batch = augment.resize(batch, size, how.interpolation)
         batch = augment.normalize(batch, how.mean, how.std)
         if self._erasing > 0:
@@ -98,18 +104,32 @@ class TrainingPipeline:
             batch = augment.erase(batch, boxes.to(self.device))
         return batch
 
+    def _crop(self, index: Tensor, generator: torch.Generator, size: tuple[int, int]) -> Tensor:
+        """Crops of the original size, or resized ones."""
+        count = len(index)
+        if self._scale is None:
+            offsets = augment.draw_crop_offsets(count, self._padding, generator)
+            return augment.crop(self._images, index, offsets.to(self.device), self._size)
+        boxes = augment.draw_resized_crops(count, self._size, generator, self._scale, self._ratio)
+        images = self._images.index_select(0, index)
+        return augment.resized_crop(images, boxes.to(self.device), size, self._how.interpolation)
+
 
 class ResidentDataModule(ImageDataModule[ResidentImages]):
     """Base of the small data sets: long-tailed on request, augmented on the training device.
 
     The whole image is shown in evaluation unless ``crop_pct`` is given: the crops of pretrained
-    configurations belong to training by random resized crops, which is not done here.
+    configurations belong to training by random resized crops, which is done with ``scale`` only.
 
     Args:
         imbalance_factor: largest class over smallest; None leaves the data as it is.
         imbalance_type: ``exp`` or ``step``.
         imbalance_seed: 0 gives the published subset.
         crop_padding: border of zeros that random crops may reach into, in original pixels.
+        scale: range of a random resized crop's share of the image's area, as torchvision's
+            ``RandomResizedCrop`` takes it; None: crops of the original size, by ``crop_padding``,
+            which has no effect otherwise.
+        ratio: range of such a crop's width over height.
         horizontal_flip: whether to mirror half of the training images.
         erasing: probability of random erasing.
         **kwargs: the arguments of `ImageDataModule`.
@@ -123,11 +143,19 @@ class ResidentDataModule(ImageDataModule[ResidentImages]):
         crop_padding: int = 4,
         horizontal_flip: bool = True,
         erasing: float = 0.0,
+        scale: tuple[float, float] | None = None,
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if crop_padding < 0:
             raise ValueError(f"crop_padding is a number of pixels, got {crop_padding}")
+        for name, (low, high), most in (
+            ("scale", scale or (1, 1), 1.0),
+            ("ratio", ratio, math.inf),
+        ):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} is a range within (0, {most:g}], got {(low, high)}")
         if not 0 <= erasing <= 1:
             raise ValueError(f"erasing is a probability, got {erasing}")
         if imbalance_factor is not None:  # refuses what can be refused before data is read
@@ -135,7 +163,7 @@ class ResidentDataModule(ImageDataModule[ResidentImages]):
         self.imbalance_factor, self.imbalance_type = imbalance_factor, imbalance_type
         self.imbalance_seed = imbalance_seed
         self.crop_padding, self.horizontal_flip = crop_padding, horizontal_flip
-        self.erasing = erasing
+        self.erasing, self.scale, self.ratio = erasing, scale, ratio
 
     def _kept(self, targets: list[int], classes: list[str]) -> Tensor:
         """Indices of the long-tailed construction, or all; every ``_read`` applies them."""
@@ -153,6 +181,8 @@ class ResidentDataModule(ImageDataModule[ResidentImages]):
             self.crop_padding,
             self.horizontal_flip,
             self.erasing,
+            self.scale,
+            self.ratio,
         )
         sampler = self._train_sampler(data)
         return ResidentLoader(data, pipeline, sampler, self.batch_size, self.seed, self.drop_last)

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "firstlight.export",
     "init": "firstlight.init",
     "measure": "firstlight.measure_options",
+    "study": "firstlight.study_options",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",
@@ -47,6 +48,7 @@ USAGE = """\
   [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
   [bold]data check[/]   unreadable images, duplicates between train and test, missing classes
   [bold]data show[/]    a picture of augmented training images
+  [bold]study[/]     a grid of runs (one factor, its values, seeds) from one file, then compare
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
@@ -178,12 +180,18 @@ def main() -> None:
         names = "".join(f"  {name}\n" for name in config_names())
         console.print(USAGE + names, end="", soft_wrap=True, highlight=False)
     else:
-        FirstlightCLI(
-            ImageClassifier,
-            auto_configure_optimizers=False,  # the model takes its optimiser as an argument
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-        )
+        lightning()
+
+
+def lightning(arguments: list[str] | None = None) -> FirstlightCLI:
+    """Run one of `LIGHTNING` with these arguments, by default those of the process."""
+    return FirstlightCLI(
+        ImageClassifier,
+        args=arguments,
+        auto_configure_optimizers=False,  # the model takes its optimiser as an argument
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+    )
 
 
 __all__ = ["FirstlightCLI", "callbacks", "main"]

@@ -168,3 +168,89 @@ def test_every_example_has_its_own_parameters():
     boxes = augment.draw_erasing_boxes(100, (32, 32), generator(12), p=1.0)
     assert len(offsets.unique(dim=0)) > 40
     assert len(boxes.unique(dim=0)) > 90
+
+
+def torchvision_crops(count, size, **arguments):
+    image = torch.zeros(3, *size)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transform = v2.RandomResizedCrop(8, **arguments)
+        drawn = [transform.make_params([image]) for _ in range(count)]
+    return np.array([[d[k] for k in ("top", "left", "height", "width")] for d in drawn], float)
+
+
+CROPS = {
+    "usual": {"scale": (0.08, 1.0)},
+    "half": {"scale": (0.5, 1.0)},
+    "often no box fits": {"scale": (0.9, 1.0), "ratio": (1.2, 2.0)},
+}
+
+
+@pytest.fixture(scope="module", params=CROPS)
+def crop_draws(request):
+    arguments, size = CROPS[request.param], (24, 32)
+    ours = augment.draw_resized_crops(300_000, size, generator(13), **arguments).numpy()
+    return torchvision_crops(40_000, size, **arguments), ours.astype(float)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: np.log(b[:, 3] / b[:, 2]),
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+        lambda b: b[:, 0] / (25 - b[:, 2]),
+        lambda b: b[:, 1] / (33 - b[:, 3]),
+        lambda b: b[:, 0] * b[:, 3],
+    ],
+    ids=["area", "ratio", "top", "left", "relative top", "relative left", "top and width"],
+)
+def test_resized_crops_are_distributed_as_torchvisions(crop_draws, statistic):
+    theirs, ours = (statistic(boxes) for boxes in crop_draws)
+    assert stats.ks_2samp(theirs, ours, method="asymp").pvalue > 1e-3
+    error = math.hypot(*(sample.std() / math.sqrt(len(sample)) for sample in (theirs, ours)))
+    assert abs(theirs.mean() - ours.mean()) < 3.5 * error
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "box"),
+    [
+        ((16, 16), (2.0, 3.0), (4, 0, 8, 16)),
+        ((16, 16), (0.25, 0.5), (0, 4, 16, 8)),
+        ((9, 30), (3 / 4, 4 / 3), (0, 9, 9, 12)),
+        ((16, 16), (1.0, 1.0), (0, 0, 16, 16)),
+    ],
+)
+def test_where_no_crop_fits_the_centre_is_taken(size, ratio, box):
+    boxes = augment.draw_resized_crops(50, size, generator(14), (1.0, 1.0), ratio)
+    assert set(map(tuple, boxes.tolist())) == {box}
+    theirs = torchvision_crops(50, size, scale=(1.0, 1.0), ratio=ratio)
+    assert set(map(tuple, theirs.astype(int).tolist())) == {box}
+
+
+def test_shares_of_a_square_image():
+    """The shares that the docstring states: 69 and 48 %."""
+    for low, share in ((0.5, 0.69), (0.08, 0.48)):
+        boxes = augment.draw_resized_crops(100_000, (224, 224), generator(15), (low, 1.0))
+        area = (boxes[:, 2] * boxes[:, 3]).double().mean() / 224**2
+        assert area == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(12, 12), (5, 7), (20, 31)])
+def test_resized_crops_are_torchvisions(images, interpolation, size):
+    boxes = augment.draw_resized_crops(64, (12, 12), generator(16), (0.05, 1.0))
+    ours = augment.resized_crop(images, boxes, size, interpolation)
+    mode = InterpolationMode(interpolation)
+    for image, crop, (top, left, height, width) in zip(images, ours, boxes.tolist(), strict=True):
+        whole = [image.double(), top, left, height, width, list(size), mode, True]
+        exact = tv2.resized_crop(*whole).clamp(0, 255)
+        assert (crop.double() - exact).abs().max() < 0.5 + 1e-3
+        whole[0] = image
+        assert (crop.int() - tv2.resized_crop(*whole).int()).abs().max() <= 1
+
+
+def test_resized_crops_have_parameters_of_their_own():
+    boxes = augment.draw_resized_crops(100, (32, 32), generator(17))
+    assert len(boxes.unique(dim=0)) > 90

@@ -73,6 +73,58 @@ def draw_erasing_boxes(
     return boxes * (chosen & fits.any(dim=1)).unsqueeze(1)
 
 
+def draw_resized_crops(
+    count: int,
+    image_size: tuple[int, int],
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Draw boxes with the distribution of ``torchvision.transforms.RandomResizedCrop``.
+
+    A box has an area of ``uniform(scale)`` of the image and a width over height whose logarithm is
+    uniform on ``log(ratio)``. The first of ten tries that is no higher and no wider than the image
+    is placed uniformly; where none fits it is the largest centred box within ``ratio``. The trap:
+    rejection makes boxes smaller than ``scale`` says: (0.5, 1) keeps 69 % of a square image on
+    average, (0.08, 1) 48 %.
+
+    Args:
+        count: number of images N.
+        image_size: (height, width) in pixels.
+        generator: on the CPU.
+        scale: range of the box's share of the image's area.
+        ratio: range of width over height.
+
+    Returns:
+        int64 of shape (N, 4) on the CPU: top, left, height, width.
+    """
+    height, width = image_size
+    tries = torch.rand(count, 10, 2, generator=generator, dtype=torch.float64)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * tries[..., 0])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + (high - low) * tries[..., 1]).exp()
+    box_h, box_w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (box_h > 0) & (box_h <= height) & (box_w > 0) & (box_w <= width)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    box_h, box_w = box_h.gather(1, first).squeeze(1), box_w.gather(1, first).squeeze(1)
+    where = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    top = (where[:, 0] * (height - box_h + 1)).floor()
+    left = (where[:, 1] * (width - box_w + 1)).floor()
+    boxes = torch.stack((top, left, box_h, box_w), dim=1).long()
+    boxes[~fits.any(dim=1)] = torch.tensor(_central_box(height, width, ratio))
+    return boxes
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    if width / height < min(ratio):
+        box_h, box_w = round(width / min(ratio)), width
+    elif width / height > max(ratio):
+        box_h, box_w = height, round(height * max(ratio))
+    else:
+        box_h, box_w = height, width
+    return (height - box_h) // 2, (width - box_w) // 2, box_h, box_w
+
+
 def pad(images: Tensor, padding: int) -> Tensor:
     """Surround images (N, C, H, W) by ``padding`` rows and columns of zeros; done once per set."""
     return F.pad(images, (padding, padding, padding, padding))
@@ -163,6 +215,53 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear
     source = images if images.device.type == "cpu" else images.float()
     resized = F.interpolate(source, size, mode=interpolation, antialias=True, align_corners=False)
     return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 255).round_().byte()
+
+
+def resized_crop(
+    images: Tensor, boxes: Tensor, size: tuple[int, int], interpolation: str = "bilinear"
+) -> Tensor:
+    """Resize each image's box to one size with antialiasing, rounded back to uint8.
+
+    Equal to torchvision's ``resized_crop`` of float images, then rounded; that of uint8 images
+    rounds between rows and columns too and differs by a grey level at places. Both directions are
+    one matrix product each for the whole batch, whatever its boxes: 2 C S (H W + S W) operations
+    an image, S being the size reached.
+
+    Args:
+        images: uint8 (B, C, H, W), on any device.
+        boxes: int64 (B, 4) of top, left, height, width, on the same device.
+        size: (height, width) to reach.
+        interpolation: ``bilinear`` or ``bicubic``.
+    """
+    top, left, height, width = boxes.unbind(1)
+    rows = _resampling(top, height, images.shape[2], size[0], interpolation)
+    columns = _resampling(left, width, images.shape[3], size[1], interpolation)
+    resized = rows.unsqueeze(1) @ images.float() @ columns.mT.unsqueeze(1)
+    return resized.round_().clamp_(0, 255).byte()
+
+
+def _resampling(start: Tensor, length: Tensor, full: int, size: int, interpolation: str) -> Tensor:
+    """Weights (B, size, full) of the pixels of each box in each pixel made of it.
+
+    The filter is widened by the factor of reduction, and cut at the box's border, not the image's.
+    """
+    ratio = (length.double() / size).view(-1, 1, 1)
+    wide = ratio.clamp(min=1)
+    centre = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * ratio
+    pixel = torch.arange(full, device=start.device).view(1, 1, -1) - start.view(-1, 1, 1)
+    weights = _kernel((pixel + 0.5 - centre) / wide, interpolation)
+    weights = weights * ((pixel >= 0) & (pixel < length.view(-1, 1, 1)))
+    return (weights / weights.sum(-1, keepdim=True)).float()
+
+
+def _kernel(x: Tensor, interpolation: str) -> Tensor:
+    """The triangle, or Keys' cubic with a = -1/2, at distances in pixels of the coarser grid."""
+    x = x.abs()
+    if interpolation == "bilinear":
+        return (1 - x).clamp(min=0)
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,65 @@
+"""One run of a study, in a process of its own: a fit, then the evaluation by the same trainer.
+
+``python -m firstlight.study_run CONFIG SPLIT [CHECKPOINT]``; started by ``firstlight study``.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+GRACE = 20.0
+"""Seconds that a run has to end by itself when it is to stop."""
+
+
+def lock_of(work: Path) -> FileLock:
+    """The lock that a run's process holds while it lives, whoever started it."""
+    return FileLock(work / "lock")
+
+
+def stop_with_parent() -> None:
+    """Interrupt this process when its standard input ends: when who started it closes it or dies.
+
+    Works wherever pipes do, and for any death of the parent's, SIGKILL included.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(GRACE)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(config: str, split: str, checkpoint: str | None = None) -> None:
+    """Train as the configuration says, from the checkpoint where there is one; evaluate.
+
+    What is evaluated are the weights that training ended with.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        stop_with_parent()
+        lock = lock_of(Path(config).parent)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            sys.exit(f"{lock.lock_file} is locked: another process trains this run")
+    from firstlight.cli import lightning  # after the lock: it takes seconds
+
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # meant so
+
+    resume = [] if checkpoint is None else ["--ckpt_path", checkpoint]
+    cli = lightning(["fit", "--config", config, *resume])
+    if split == "test":
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
