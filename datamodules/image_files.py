@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from firstlight.datamodules.archives import opened
 from firstlight.functional.seeding import keyed_randomness
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -30,14 +31,14 @@ class LabelledFiles(NamedTuple):
 
 
 def decode(path: str, mode: str = "RGB") -> Image.Image:
-    """Read one image file.
+    """Read one image file, or one image within a tar file (see `archives`).
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is truncated or not an image; names it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             return image.convert(mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None
