@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from firstlight.datamodules.archives import opened
+from firstlight.datamodules.archives import member_bytes
 from firstlight.functional.seeding import keyed_randomness
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -38,7 +39,8 @@ def decode(path: str, mode: str = "RGB") -> Image.Image:
         ValueError: if it is truncated or not an image; names it.
     """
     try:
-        with Image.open(opened(path)) as image:
+        content = member_bytes(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
             return image.convert(mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None

@@ -18,6 +18,8 @@ def take(files: LabelledFiles, index: Sequence[int]) -> LabelledFiles:
 
 def number_by(files: LabelledFiles, classes: list[str]) -> LabelledFiles:
     """Number by the place in ``classes``; files of other classes are left out."""
+    if files.classes == classes:
+        return files
     place = {name: number for number, name in enumerate(classes)}
     new = [place.get(name, -1) for name in files.classes]
     kept = take(files, [i for i, target in enumerate(files.targets) if new[target] >= 0])
@@ -32,6 +34,8 @@ def take_fraction(files: LabelledFiles, fraction: float) -> LabelledFiles:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is a share of the training images in (0, 1], got {fraction}")
+    if fraction == 1:
+        return files
     kept, _ = stratified_split(files.targets, 1 - fraction, fold_in(0, _FRACTION))
     return take(files, kept.tolist())
 

@@ -36,10 +36,14 @@ def ready(root, **arguments):
     return data
 
 
+def name_of(path):
+    return PurePath(path).name.partition("@")[0]
+
+
 def targets_by_name(data):
     """Target by file name."""
     dataset = data.test_dataloader().dataset
-    names = [PurePath(path).name for path in dataset.paths]
+    names = [name_of(path) for path in dataset.paths]
     return dict(zip(names, dataset.targets, strict=True))
 
 
@@ -162,7 +166,7 @@ def lines_of(folder, split):
 
 
 def listed(files):
-    return [(PurePath(p).name, t) for p, t in zip(files.paths, files.targets, strict=True)]
+    return [(name_of(p), t) for p, t in zip(files.paths, files.targets, strict=True)]
 
 
 @pytest.mark.parametrize("newline", [True, False])
