@@ -5,6 +5,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import published_trees
 import pytest
 import torch
 import yaml
@@ -119,10 +120,25 @@ def cifar(tmp_path):
                 Image.new("RGB", (32, 32), (c * 2, index * 20, 99)).save(file)
 
 
+@pytest.fixture
+def published(tmp_path):
+    """ImageNet, ImageNet-LT and both iNaturalists in their layouts, three classes each."""
+    published_trees.write_imagenet(tmp_path / "data/imagenet")
+    published_trees.write_imagenet_lt(tmp_path / "data/ImageNet_LT")
+    published_trees.write_inat2018(tmp_path / "data/inaturalist2018")
+    published_trees.write_inat2021(tmp_path / "data/inaturalist2021")
+
+
+def from_files(name):
+    """Small and quick arguments where a config's images are files."""
+    quick = ["--data.img_size=32", "--data.num_workers=0"]
+    return quick if any(part in name for part in ("folder", "imagenet", "inaturalist")) else []
+
+
 @pytest.mark.parametrize("data", KINDS["data"])
-def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
+def test_every_data_config_trains(data, firstlight, images, cifar, published, tmp_path):
     small = ["--data.imbalance_factor=2"] if "cifar" in data else []
-    small += ["--data.img_size=32", "--data.num_workers=0"] if "folder" in data else []
+    small += from_files(data)
     firstlight(
         "fit", "--config", "firstlight:model/resnet20_cifar_short", "--config",
         f"firstlight:{data}", *TINY, *small,
@@ -131,7 +147,7 @@ def test_every_data_config_trains(data, firstlight, images, cifar, tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in KINDS["data"]])
-def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
+def test_every_other_config_trains(name, firstlight, cifar, published, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
     if name.startswith(("callbacks", "loss", "lr_scheduler")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
@@ -140,6 +156,7 @@ def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
         small.append("--trainer.max_epochs=3")  # the second stage begins with the third epoch
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
+    small += from_files(name)
     batches = 6 if "unfreezing" in name else 2  # as many as it takes to open all blocks
     firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
                f"--trainer.limit_train_batches={batches}")  # fmt: skip
