@@ -181,6 +181,12 @@ class ImageDataModule(pl.LightningDataModule, ABC, Generic[T]):
         return self._splits
 
     @property
+    def parts(self) -> dict[str, T]:
+        """The data sets of the run by name: train and, where there are, val, holdout and test."""
+        parts = {name: getattr(self._ready, name) for name in ("train", "val", "holdout", "test")}
+        return {name: data for name, data in parts.items() if data is not None}
+
+    @property
     def class_names(self) -> list[str]:
         """Names by class number."""
         if self._class_names is None:

@@ -19,8 +19,10 @@ from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
     "compare": "firstlight.compare_options",
+    "data": "firstlight.data",
     "demo": "firstlight.demo",
     "export": "firstlight.export",
+    "init": "firstlight.init",
     "measure": "firstlight.measure_options",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
@@ -32,6 +34,7 @@ USAGE = """\
 [bold]firstlight[/] COMMAND [OPTIONS]; options of a command: firstlight COMMAND --help
 
   [bold]demo[/]      train on long-tailed digits, print what became of every class (about a minute)
+  [bold]init[/]      write a commented YAML file for a folder of images: firstlight init IMAGES
   [bold]fit[/]       train, from YAML files: firstlight fit --config firstlight:experiment/digits_lt
   [bold]validate[/]  evaluate on the validation set
   [bold]test[/]      evaluate on the test set
@@ -41,6 +44,8 @@ USAGE = """\
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
   [bold]table[/]     methods by data sets over seeds, mean and deviation, from run folders
   [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
+  [bold]data check[/]   unreadable images, duplicates between train and test, missing classes
+  [bold]data show[/]    a picture of augmented training images
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
