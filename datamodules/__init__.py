@@ -7,6 +7,8 @@ from firstlight.datamodules.corrupted import Corrupted
 from firstlight.datamodules.digits import DigitsDataModule
 from firstlight.datamodules.folder_shifts import ImageFolderShift, ImageNetC
 from firstlight.datamodules.image_folder import ImageFolderDataModule
+from firstlight.datamodules.imagenet import ImageNetDataModule
+from firstlight.datamodules.inaturalist import INaturalistDataModule
 from firstlight.datamodules.mnist import MNISTDataModule
 from firstlight.datamodules.shifts import Shift
 
@@ -17,10 +19,12 @@ __all__ = [
     "CIFAR100DataModule",
     "Corrupted",
     "DigitsDataModule",
+    "INaturalistDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageFolderShift",
     "ImageNetC",
+    "ImageNetDataModule",
     "MNISTDataModule",
     "Shift",
 ]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from firstlight.datamodules.archives import member_bytes
 from firstlight.functional.seeding import keyed_randomness
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -30,14 +32,15 @@ class LabelledFiles(NamedTuple):
 
 
 def decode(path: str, mode: str = "RGB") -> Image.Image:
-    """Read one image file.
+    """Read one image file, or one image within a tar file (see `archives`).
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is truncated or not an image; names it.
     """
     try:
-        with Image.open(path) as image:
+        content = member_bytes(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
             return image.convert(mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image: {path}") from None

@@ -36,11 +36,15 @@ T = TypeVar("T", bound=Divisible)
 
 @dataclasses.dataclass(frozen=True)
 class Sources(Generic[T]):
-    """What was found: training examples, and the validation and test sets if there are any."""
+    """What was found: training examples, and the validation and test sets if there are any.
+
+    ``notes`` are what the user should know about how they were found.
+    """
 
     train: T
     val: T | None
     test: T | None
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ def cut_splits(
     targets = torch.tensor(pool.targets, dtype=torch.int64)
     train = torch.arange(len(pool))
     parts: dict[str, T | None] = {"val": sources.val, "holdout": None}
-    notes = []
+    notes = list(sources.notes)
     if protocol == "legacy":
         parts["val"], val = sources.test if sources.test is not None else sources.val, 0.0
     elif sources.val is not None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import published_trees
 import pytest
 import torch
 import yaml
@@ -77,12 +78,6 @@ def test_every_config_has_a_header(name):
         assert "Expect:" in header
 
 
-def needs(name):
-    """The DataModule of a config that no generated images stand in for, or None."""
-    data = yaml.safe_load(CONFIGS[name].read_text()).get("data") or {}
-    return {"ImageNetDataModule", "INaturalistDataModule"} & {data.get("class_path")} or None
-
-
 def test_dots_in_names_are_no_suffixes(firstlight):
     """Configs of papers are named by arXiv numbers."""
     for argument in ("firstlight:experiment/2403.15210", "--config=firstlight:control/plain"):
@@ -99,8 +94,6 @@ def test_dots_in_names_are_no_suffixes(firstlight):
 
 @pytest.mark.parametrize("name", KINDS["experiment"])
 def test_every_experiment_parses(name, firstlight):
-    if needs(name) and not needs(name) <= set(datamodules.__all__):
-        pytest.skip(f"{name} waits for {needs(name)}")
     config = printed_config(firstlight, name)
     assert config["data"]["class_path"].startswith("firstlight.datamodules.")
     assert config["model"]["model_name"]
@@ -262,11 +255,31 @@ def test_sets_by_hand_and_after_a_fit(firstlight, tmp_path):
     assert text.count("worst classes") == 1
 
 
+@pytest.fixture
+def published(tmp_path):
+    """ImageNet, ImageNet-LT and both iNaturalists in their layouts, three classes each."""
+    published_trees.write_imagenet(tmp_path / "data/imagenet")
+    published_trees.write_imagenet_lt(tmp_path / "data/ImageNet_LT")
+    published_trees.write_inat2018(tmp_path / "data/inaturalist2018")
+    published_trees.write_inat2021(tmp_path / "data/inaturalist2021")
+
+
+def from_files(name):
+    """Small and quick arguments where a config's images are files."""
+    quick = ["--data.img_size=32", "--data.num_workers=0"]
+    return (
+        quick
+        if any(part in name for part in ("folder", "domains", "imagenet", "inaturalist"))
+        else []
+    )
+
+
 @pytest.mark.parametrize("data", KINDS["data"])
-def test_every_data_config_trains(data, firstlight, images, cifar, mnist, domains, tmp_path):
+def test_every_data_config_trains(
+    data, firstlight, images, cifar, mnist, domains, published, tmp_path
+):
     small = ["--data.imbalance_factor=2"] if "cifar" in data else []
-    if "folder" in data or "domains" in data:
-        small += ["--data.img_size=32", "--data.num_workers=0"]
+    small += from_files(data)
     firstlight(
         "fit", "--config", "firstlight:model/resnet20_cifar_short", "--config",
         f"firstlight:{data}", *TINY, *small,
@@ -275,9 +288,9 @@ def test_every_data_config_trains(data, firstlight, images, cifar, mnist, domain
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CONFIGS if n not in KINDS["data"] + KINDS["test_sets"] and not needs(n)]
+    "name", [n for n in CONFIGS if n not in KINDS["data"] + KINDS["test_sets"]]
 )
-def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
+def test_every_other_config_trains(name, firstlight, cifar, published, tmp_path):
     base = [] if name.startswith("experiment") else ["--config", "firstlight:data/digits_lt"]
     if name.startswith(("callbacks", "loss", "lr_scheduler", "control")):
         base += ["--config", "firstlight:model/resnet20_cifar_short"]
@@ -289,6 +302,7 @@ def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
         small.append("--trainer.max_epochs=3")  # the second stage begins with the third epoch
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
+    small += from_files(name)
     batches = 6 if "GradualUnfreezing" in text else 2  # as many as it takes to open all blocks
     firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
                f"--trainer.limit_train_batches={batches}")  # fmt: skip

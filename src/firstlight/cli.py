@@ -26,6 +26,7 @@ COMMANDS = {
     "init": "firstlight.init",
     "measure": "firstlight.measure_options",
     "study": "firstlight.study_options",
+    "rescore": "firstlight.rescore",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",
@@ -45,6 +46,7 @@ USAGE = """\
   [bold]retrain-last-layer[/]  a checkpoint's last layer fitted anew, for the rare classes
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
   [bold]table[/]     methods by data sets over seeds, mean and deviation, from run folders
+  [bold]rescore[/]   an ImageNet run's accuracy by the ReaL labels, from its predictions
   [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
   [bold]data check[/]   unreadable images, duplicates between train and test, missing classes
   [bold]data show[/]    a picture of augmented training images

@@ -34,7 +34,7 @@ def result_of_run(
     Raises:
         RunFolderError: where there is no run, or several, or no such evaluation.
     """
-    folder = _run_in(Path(run))
+    folder = run_in(Path(run))
     found = folder.read_last("per_class", split, ["epoch", "class", "n", "correct", "pred_count"])
     counts = found.sort_by("class").to_pydict()
     columns = {name: torch.tensor(counts[name]) for name in ("n", "correct", "pred_count")}
@@ -59,7 +59,12 @@ def result_of_run(
     )  # fmt: skip
 
 
-def _run_in(path: Path) -> RunFolder:
+def run_in(path: Path) -> RunFolder:
+    """Open a run folder, or the only one below a path.
+
+    Raises:
+        RunFolderError: where there is none, or several.
+    """
     if (path / "run.json").exists():
         return RunFolder.open(path)
     found = sorted(file.parent for file in path.rglob("run.json"))

@@ -1,4 +1,7 @@
-"""Two processes: train, save at every step, resume each checkpoint, compare; ranks disjoint."""
+"""Two processes: train, save at every step, resume each checkpoint, compare; ranks disjoint.
+
+Arguments: a folder to work in, and one of ImageNet's layout to train on instead of digits.
+"""
 
 import sys
 from pathlib import Path
@@ -8,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from firstlight.datamodules import DigitsDataModule
+from firstlight.datamodules import DigitsDataModule, ImageNetDataModule
 
 
 class Network(pl.LightningModule):
@@ -60,8 +63,13 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, root: str | None = None) -> None:
+    def images() -> ImageNetDataModule:
+        cut = {"val": 0, "holdout": 0}
+        return ImageNetDataModule(root, img_size=8, batch_size=4, num_workers=2, seed=3, **cut)
+
     many = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
+    many["make_data"] = images if root else digits
     every_step = saver(folder / "steps", every_n_train_steps=1)
     whole, trainer = fit(folder, callbacks=[every_step], **many)
     loader = trainer.datamodule.train_dataloader()
@@ -87,4 +95,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -91,6 +91,7 @@ from firstlight.functional.prior_correction import (
     prior_offset,
 )
 from firstlight.functional.ranks import Ranks
+from firstlight.functional.real_labels import MultiLabelAccuracy, multi_label_accuracy
 from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.ridge_search import RidgeSearch, leave_one_out_ridge, search_ridges
@@ -149,6 +150,7 @@ __all__ = [
     "LogitAdjustedLoss",
     "MaxT",
     "ModeratedT",
+    "MultiLabelAccuracy",
     "NearestClassMean",
     "NewImageEffects",
     "NullBand",
@@ -209,6 +211,7 @@ __all__ = [
     "mixup",
     "moderate_variances",
     "moderated_t",
+    "multi_label_accuracy",
     "new_image_effects",
     "null_band",
     "parameter_blocks",
