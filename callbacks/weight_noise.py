@@ -282,8 +282,8 @@ class WeightNoise(Callback):
         for name, value in clean.items():
             if name not in parameters:
                 raise ValueError(
-                    f"the checkpoint holds clean weights of {name}, which the module does not have: "
-                    "resume with the module of the first run"
+                    f"the checkpoint holds clean weights of {name}, which the module does not "
+                    "have: resume with the module of the first run"
                 )
             parameters[name].copy_(value)
 
