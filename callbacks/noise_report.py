@@ -4,9 +4,9 @@ from firstlight.functional.noise_schedule import NoiseSchedule
 from firstlight.functional.perturb_weights import Groups, NoiseRule, summarise_noise
 
 _MODES = {
-    "round_robin": "one of {} groups in turn gets",
-    "random": "one of {} groups drawn at random gets",
-    "all": "all {} groups get, each with sigma over the root of that number,",
+    "round_robin": "one of {0} groups in turn gets Gaussian noise",
+    "random": "one of {0} groups drawn at random gets Gaussian noise",
+    "all": "all {0} groups get Gaussian noise, each of sigma / √{0}",
 }
 
 
@@ -21,7 +21,7 @@ def opening_line(groups: Groups, schedule: NoiseSchedule, rule: NoiseRule) -> st
     if f"{found.highest:.2g}" != beside:
         beside += f" to {found.highest:.2g}"
     text = (
-        f"before each backward pass {_MODES[rule.mode].format(found.groups)} Gaussian noise "
+        f"before each backward pass {_MODES[rule.mode].format(found.groups)} "
         f"(group_by={rule.group_by}, scale={rule.scale}); sigma {schedule}: at the largest "
         f"{beside} times the root mean square of a tensor's weights now. {found.small} of the "
         f"groups ({found.small / found.groups:.0%}) hold only biases or norm parameters. No pass "
