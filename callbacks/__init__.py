@@ -8,6 +8,7 @@ from firstlight.callbacks.prediction_writer import PredictionWriter
 from firstlight.callbacks.prior_correction import PriorCorrection
 from firstlight.callbacks.probe import ProbeMonitor
 from firstlight.callbacks.sharpness import SharpnessMonitor
+from firstlight.callbacks.weight_noise import WeightNoise
 
 __all__ = [
     "FisherTraceMonitor",
@@ -18,4 +19,5 @@ __all__ = [
     "PriorCorrection",
     "ProbeMonitor",
     "SharpnessMonitor",
+    "WeightNoise",
 ]

@@ -11,6 +11,7 @@ from firstlight.callbacks.frozen_blocks import BatchNormMode, FrozenBlocks
 from firstlight.callbacks.gradient_watch import GradientWatch
 from firstlight.callbacks.module_blocks import blocks_of
 from firstlight.callbacks.records import RunRecords, log_scalars, say
+from firstlight.callbacks.schedule import run_length
 from firstlight.callbacks.strategies import (
     follow_requires_grad,
     refuse_sharded,
@@ -27,7 +28,6 @@ from firstlight.callbacks.unfreezing_pilot import HeadPilot, run_pilot
 from firstlight.callbacks.unfreezing_plan import (
     bounded,
     openings_every,
-    run_length,
     starting_blocks,
     timetable,
 )

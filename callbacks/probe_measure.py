@@ -14,7 +14,7 @@ from firstlight.callbacks.classifier_view import ClassifierView, borrowed, view_
 from firstlight.callbacks.measurements import Flat, Measurement, flattened, mean_over_examples
 from firstlight.callbacks.probe_set import checked_targets, plain_pair
 from firstlight.callbacks.records import keyed_random_states
-from firstlight.functional.measuring import batches_of, take, warm_batch_norm
+from firstlight.functional.measuring import batches_of, batches_of_two, take, warm_batch_norm
 from firstlight.functional.ranks import ALONE, Ranks, gather_or_raise
 from firstlight.functional.seeding import resolve_seed
 from firstlight.runfolder import TABLES
@@ -186,11 +186,7 @@ class ProbeMeasure:
         if self.batch_norm == "running":
             yield
             return
-        # BatchNorm cannot normalise a single example by itself: it joins the batch before.
-        size = self.probe_batch_size or count
-        rows = batches_of(count, size)
-        if len(rows) > 1 and rows[-1].stop - rows[-1].start == 1:
-            rows[-2:] = [slice(rows[-2].start, count)]
+        rows = batches_of_two(count, self.probe_batch_size or count)
         with warm_batch_norm(view, [take(inputs, batch) for batch in rows]):
             yield
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstlight.functional.loaders import named_sets
+from firstlight.functional.unfreezing_schedule import RunLength
 
 AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 """Lightning's callbacks that put other weights into the module when training ends."""
@@ -20,6 +21,17 @@ def planned_steps(trainer: Any) -> int | None:
     by_hand = not trainer.lightning_module.automatic_optimization
     several: int = len(trainer.optimizers) if by_hand and trainer.max_steps == -1 else 1
     return int(estimate) * max(int(several), 1)
+
+
+def run_length(trainer: Any) -> RunLength:
+    """How long the run and its epochs are, in the steps that ``global_step`` counts."""
+    batches = trainer.num_training_batches
+    if not isinstance(batches, int):  # a loader without length
+        return RunLength(planned_steps(trainer), None)
+    updates = -(-batches // trainer.accumulate_grad_batches)
+    if not trainer.lightning_module.automatic_optimization:
+        updates = batches * max(len(trainer.optimizers), 1)
+    return RunLength(planned_steps(trainer), updates)
 
 
 def examples_per_step(trainer: Any) -> int | None:
@@ -55,8 +67,25 @@ def ends_with_this_epoch(trainer: Any) -> bool:
 
 def averages_weights(trainer: Any) -> bool:
     """Say whether a callback of either package swaps averaged weights in when training ends."""
-    kinds = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
-    return bool(kinds & set(AVERAGING))
+    return any(_is_one_of(AVERAGING, callback) for callback in trainer.callbacks)
+
+
+def put_last(trainer: Any, own: Any) -> None:
+    """Put a callback behind the others, before those that save checkpoints; call it in ``setup``.
+
+    The list is made anew, so that a hook which is going through it now misses nobody.
+    """
+    others = [callback for callback in trainer.callbacks if callback is not own]
+    saving = [_is_one_of(("Checkpoint",), callback) for callback in others]
+    trainer.callbacks = [
+        *(c for c, saves in zip(others, saving, strict=True) if not saves),
+        own,
+        *(c for c, saves in zip(others, saving, strict=True) if saves),
+    ]
+
+
+def _is_one_of(names: Sequence[str], callback: Any) -> bool:
+    return any(kind.__name__ in names for kind in type(callback).__mro__)
 
 
 Rates = dict[str, list[float]]

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from firstlight.callbacks.schedule import planned_steps
 from firstlight.functional.unfreezing_interval import StabilityRule
 from firstlight.functional.unfreezing_schedule import (
     Opening,
@@ -16,17 +14,6 @@ from firstlight.functional.unfreezing_schedule import (
 HEAD = "head"
 SAMPLES = 20
 """What a short run makes room for while the signal is watched."""
-
-
-def run_length(trainer: Any) -> RunLength:
-    """How long the run and its epochs are, in the steps that ``global_step`` counts."""
-    batches = trainer.num_training_batches
-    if not isinstance(batches, int):  # a loader without length
-        return RunLength(planned_steps(trainer), None)
-    updates = -(-batches // trainer.accumulate_grad_batches)
-    if not trainer.lightning_module.automatic_optimization:
-        updates = batches * max(len(trainer.optimizers), 1)
-    return RunLength(planned_steps(trainer), updates)
 
 
 def starting_blocks(blocks: Sequence[str], start: int | str, who: str) -> list[str]:

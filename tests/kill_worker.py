@@ -16,6 +16,7 @@ from firstlight.callbacks import (
     LastLayerRetraining,
     PerClassMonitor,
     SharpnessMonitor,
+    WeightNoise,
 )
 from firstlight.datamodules import DigitsDataModule
 from firstlight.functional import StabilityRule, row_store
@@ -60,7 +61,15 @@ def retraining() -> dict[str, Any]:
             "data": {"holdout": 0.2, "eval_batch_size": 64}}  # fmt: skip
 
 
-MODES = {"monitors": monitored, "fixed": fixed, "auto": auto, "retraining": retraining}
+def noise() -> dict[str, Any]:
+    """Noise in all matrices, less of it from step 8 on, none in the last 8 of 36 updates."""
+    callbacks = [WeightNoise([[0, 0.5], [8, 0.2]], mode="all", noise_free=8,
+                             returns="perturbed", batch_norm_examples=24)]  # fmt: skip
+    return {"epochs": 4, "accumulate": 2, "callbacks": callbacks, "optimizer": ("SGD", SGD)}
+
+
+MODES = {"monitors": monitored, "fixed": fixed, "auto": auto, "retraining": retraining,
+         "noise": noise}  # fmt: skip
 
 
 class KilledAt(L.Callback):

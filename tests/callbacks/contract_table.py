@@ -19,6 +19,7 @@ from firstlight.callbacks import (
     PriorCorrection,
     ProbeMonitor,
     SharpnessMonitor,
+    WeightNoise,
 )
 from firstlight.functional import StabilityRule
 
@@ -39,6 +40,7 @@ class CallbackCase:
         kind: an ``evaluator`` watches evaluations, a ``probe`` measures fixed examples in a fit,
             a ``trainer`` changes training, as it announces.
         neutral: arguments under which a trainer has nothing to change.
+        any_task: whether it works beside classification too.
     """
 
     build: Callable[..., Any]
@@ -49,6 +51,7 @@ class CallbackCase:
     steps: Callable[[list[int], list[int], int], list[int]] = lambda ends, every, blocks: ends
     kind: Literal["evaluator", "probe", "trainer"] = "evaluator"
     neutral: dict[str, Any] = field(default_factory=dict)
+    any_task: bool = False
 
 
 DUE = (0, 2, 4, 5, 10, 15, 20)
@@ -231,5 +234,32 @@ CALLBACKS: Mapping[str, CallbackCase] = {
         ),
         table="events",
         other={"name": "second"},
+    ),
+    "WeightNoise": CallbackCase(
+        build=lambda **kw: WeightNoise(**kw),
+        keys=("weight_noise/sigma",),
+        refused=(
+            ({"sigma": -0.1}, "sigma must be finite and 0 or more, not -0.1"),
+            ({"sigma": float("nan")}, "sigma must be finite"),
+            ({"sigma": []}, r"a list of \[time, sigma\]"),
+            ({"sigma": [[0, 0.1], [5]]}, r"a list of \[time, sigma\].*found \[5\]"),
+            ({"sigma": [["soon", 0.1]]}, "the time in sigma is a number of optimiser steps"),
+            ({"mode": "layer"}, "mode must be one of round_robin, random, all"),
+            ({"group_by": "block"}, "group_by must be one of matrix, tensor, module"),
+            ({"scale": "relative"}, "scale must be one of rms, absolute, filter"),
+            ({"noise_free": -1}, "noise_free must be 0 or more"),
+            ({"noise_free": "late"}, "noise_free is a number of optimiser steps"),
+            ({"returns": "noisy"}, "returns must be one of clean, perturbed"),
+            ({"returns": "perturbed", "independent_ranks": True}, "choose one of them"),
+            ({"batch_norm_examples": 1}, "0 or at least 2"),
+            ({"preset": "2206.04613", "sigma": 0.1}, "means sigma=0.03, but sigma=0.1"),
+            ({"preset": "2206.0461"}, "no preset"),
+        ),
+        table="events",
+        other=None,
+        steps=lambda ends, every, blocks: [0, ends[-1] - round(ends[-1] / 10)],
+        kind="trainer",
+        neutral={"sigma": 0.0},
+        any_task=True,
     ),
 }

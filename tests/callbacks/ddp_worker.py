@@ -17,7 +17,7 @@ from contract_modules import MODULES, Images
 from contract_table import CALLBACKS, loss_and_logits
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from firstlight.callbacks import LastLayerRetraining, ProbeMonitor, extraction
+from firstlight.callbacks import LastLayerRetraining, ProbeMonitor, WeightNoise, extraction
 from firstlight.callbacks.retraining import DEFAULT_RULES
 from firstlight.functional import row_store
 
@@ -109,6 +109,33 @@ RETRAININGS = {
 }
 
 
+LOUD = {"sigma": 0.5, "mode": "all", "seed": 3}
+NOISES = {
+    "shared": {**LOUD, "batch_norm_examples": 16},
+    "independent": {**LOUD, "independent_ranks": True},
+    "returned": {**LOUD, "returns": "perturbed"},
+}
+
+
+class Noise(L.Callback):
+    """What lies on the head's weights in the first step, on this rank."""
+
+    clean = noise = None
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if self.clean is None:
+            self.clean = pl_module.net[-1].weight.detach().clone()
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if self.noise is None:
+            self.noise = pl_module.net[-1].weight.detach() - self.clean
+
+
+def noisy(case, root, callback):
+    watch = Noise()
+    return trained(case, root, [watch, callback]) | {"noise": watch.noise}
+
+
 class Hidden(Dataset):
     """Keeps its targets to itself."""
 
@@ -198,6 +225,8 @@ def main(folder: Path) -> None:
                 for rule, s in found.scores.items()
             },
         }  # fmt: skip
+    for label, options in NOISES.items():
+        seen["noise", label] = noisy(case, folder / f"noise-{label}", WeightNoise(**options))
     seen["missing class"] = left_as_it_was(case, folder / "missing")
     broken = checks.UpdatesFromALocalGradient()
     seen["broken"] = trained(MODULES["tuple batch"], folder / "broken", [broken])

@@ -177,3 +177,18 @@ def test_a_class_missing_at_the_end_leaves_the_head_on_every_rank(ranks):
     assert_weights_equal(a, b)
     assert len(a["said"]) == 1 and "class 2 has no examples to fit to" in a["said"][0]
     assert b["said"] == []
+
+
+@pytest.mark.parametrize("label", ddp_worker.NOISES)
+def test_ranks_stay_identical_under_noise(ranks, label):
+    """Shared, or each its own: the clean weights come back bit for bit on both."""
+    a, b = (seen["noise", label] for seen in ranks[1])
+    assert_weights_equal(a, b)
+    quiet = ranks[1][0]["WeightNoise", "tuple batch", "fit"]
+    assert not torch.equal(a["weights"]["net.5.weight"], quiet["weights"]["net.5.weight"])
+
+
+def test_noise_is_shared_by_ranks_unless_each_is_to_have_its_own(ranks):
+    for label, shared in (("shared", True), ("independent", False)):
+        a, b = (seen["noise", label]["noise"] for seen in ranks[1])
+        assert a.any() and torch.equal(a, b) == shared

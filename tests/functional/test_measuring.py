@@ -1,11 +1,14 @@
 """What measurements need of a model, and give back."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from firstlight.functional import untouched_batch_norms, warm_batch_norm
-from firstlight.functional.measuring import logits_of, measuring
+from firstlight.functional import estimate_batch_norm, untouched_batch_norms, warm_batch_norm
+from firstlight.functional.measuring import batches_of_two, logits_of, measuring
 
 
 class Transposed(nn.Module):
@@ -68,3 +71,31 @@ def test_modes_flags_and_requires_grad_come_back_after_an_error():
         raise KeyError
     assert model.training and not model[1].training and model.grad_checkpointing
     assert model[0].weight.requires_grad and not model[0].bias.requires_grad
+
+
+def test_estimated_statistics_are_those_of_torch_s_update_bn():
+    """Oracle: torch.optim.swa_utils.update_bn, which leaves modes and dropout otherwise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    model.double().train()
+    other = copy.deepcopy(model)
+    batches = [torch.randn(n, 3, 6, 6).double() for n in (8, 8, 3)]
+    update_bn(batches, other)
+    seen = []
+    estimate_batch_norm(model, batches, forward=lambda x: seen.append(len(x)) or model(x))
+    assert seen == [8, 8, 3]
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert model[1].momentum == 0.1 and model.training
+    before = model[3].running_mean.clone()
+    model[1].eval()
+    estimate_batch_norm(model, [x * 3 for x in batches], norms=[model[1]])
+    assert torch.equal(model[3].running_mean, before)
+    assert not torch.equal(model[1].running_mean, other[1].running_mean)
+    assert not model[1].training and model[3].training
+
+
+def test_no_batch_has_a_single_example():
+    assert batches_of_two(9, 4) == [slice(0, 4), slice(4, 9)]
+    assert batches_of_two(8, 4) == [slice(0, 4), slice(4, 8)]
+    assert batches_of_two(1, 4) == [slice(0, 1)]

@@ -65,7 +65,11 @@ from firstlight.functional.long_tail_losses import (
     VectorScalingLoss,
 )
 from firstlight.functional.max_t import MaxT, max_t_permutations
-from firstlight.functional.measuring import untouched_batch_norms, warm_batch_norm
+from firstlight.functional.measuring import (
+    estimate_batch_norm,
+    untouched_batch_norms,
+    warm_batch_norm,
+)
 from firstlight.functional.mixing import cutmix, mixup
 from firstlight.functional.moderated_t import (
     ModeratedT,
@@ -73,6 +77,7 @@ from firstlight.functional.moderated_t import (
     moderate_variances,
     moderated_t,
 )
+from firstlight.functional.noise_schedule import NoiseSchedule
 from firstlight.functional.null_band import NullBand, null_band
 from firstlight.functional.parameter_blocks import parameter_blocks
 from firstlight.functional.parameter_groups import parameter_groups
@@ -81,6 +86,14 @@ from firstlight.functional.per_class import (
     PerClassCounts,
     rank_of_target,
     score_examples,
+)
+from firstlight.functional.perturb_weights import (
+    NoiseRule,
+    NoiseSummary,
+    Perturbation,
+    noise_groups,
+    perturb_weights,
+    summarise_noise,
 )
 from firstlight.functional.prior_correction import (
     EffectivePrior,
@@ -153,8 +166,12 @@ __all__ = [
     "MultiLabelAccuracy",
     "NearestClassMean",
     "NewImageEffects",
+    "NoiseRule",
+    "NoiseSchedule",
+    "NoiseSummary",
     "NullBand",
     "PerClassCounts",
+    "Perturbation",
     "PriorDistance",
     "Ranks",
     "Received",
@@ -191,6 +208,7 @@ __all__ = [
     "effective_dimension",
     "effective_prior",
     "equal_leverage_weights",
+    "estimate_batch_norm",
     "example_positions",
     "expected_worst_accuracy",
     "fisher_penalty",
@@ -213,10 +231,12 @@ __all__ = [
     "moderated_t",
     "multi_label_accuracy",
     "new_image_effects",
+    "noise_groups",
     "null_band",
     "parameter_blocks",
     "parameter_groups",
     "per_class_rates",
+    "perturb_weights",
     "prior_distance",
     "prior_offset",
     "rank_of_target",
@@ -231,6 +251,7 @@ __all__ = [
     "slope_weights",
     "stratified_split",
     "summarise_classes",
+    "summarise_noise",
     "tau_normalise",
     "transitions",
     "two_class_errors",

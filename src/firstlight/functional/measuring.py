@@ -196,6 +196,17 @@ def batches_of(count: int, batch_size: int) -> list[slice]:
     return [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
 
 
+def batches_of_two(count: int, batch_size: int) -> list[slice]:
+    """As `batches_of`, the last example in the batch before where it would be alone.
+
+    BatchNorm cannot normalise a single example by itself.
+    """
+    rows = batches_of(count, batch_size)
+    if len(rows) > 1 and rows[-1].stop - rows[-1].start == 1:
+        rows[-2:] = [slice(rows[-2].start, count)]
+    return rows
+
+
 def logits_of(model: Measured, inputs: Any, count: int) -> Tensor:
     """Return ``model(inputs)``, checked to be logits of ``count`` examples.
 
@@ -253,16 +264,44 @@ def untouched_batch_norms(model: nn.Module) -> list[str]:
 def warm_batch_norm(model: nn.Module, inputs: Sequence[Any]) -> Iterator[None]:
     """Inside, BatchNorm's running statistics are those of ``inputs``; then they are as before.
 
-    One forward pass over the batches, in which BatchNorm normalises by the batch and averages its
-    statistics over all batches; all else is in eval mode, and no weight moves.
+    One forward pass over the batches, see `estimate_batch_norm`.
 
     Args:
         model: called as ``model(batch)``.
         inputs: batches of at least two examples.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = _with_statistics(model)
     buffers = [(b, b.clone()) for m in norms for b in m.buffers(recurse=False)]
-    momenta = [(m, m.momentum) for m in norms]
+    try:
+        estimate_batch_norm(model, inputs, norms=norms)
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def estimate_batch_norm(
+    model: nn.Module,
+    inputs: Iterable[Any],
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    norms: Sequence[_BatchNorm] | None = None,
+) -> None:
+    """Replace BatchNorm's running statistics by those of ``inputs`` at the weights as they are.
+
+    As `torch.optim.swa_utils.update_bn` does: BatchNorm normalises by the batch and averages its
+    statistics over all batches. Unlike there, all else is in eval mode (dropout draws nothing), and
+    modes come back as they were.
+
+    Args:
+        model: owns the layers.
+        inputs: batches of at least two examples.
+        forward: called with each batch; None: the model.
+        norms: layers to estimate; None: all that keep statistics.
+    """
+    norms = _with_statistics(model) if norms is None else norms
+    momenta = [(module, module.momentum) for module in norms]
     try:
         with measuring(model), torch.no_grad():
             for module in norms:
@@ -270,13 +309,11 @@ def warm_batch_norm(model: nn.Module, inputs: Sequence[Any]) -> Iterator[None]:
                 module.momentum = None
                 module.training = True
             for batch in inputs:
-                model(batch)
-        for module, momentum in momenta:
-            module.momentum = momentum
-        yield
+                (forward or model)(batch)
     finally:
         for module, momentum in momenta:
             module.momentum = momentum
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+
+
+def _with_statistics(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

@@ -40,13 +40,13 @@ def fold_in(seed: int, *keys: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-def keyed_generator(seed: int, *keys: int) -> torch.Generator:
-    """Return a new CPU generator seeded with ``fold_in(seed, *keys)``.
+def keyed_generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a new generator seeded with ``fold_in(seed, *keys)``.
 
     Parameters of augmentations are drawn on the CPU whatever the training device, so that the same
-    run draws the same crops on every device.
+    run draws the same crops on every device; large tensors may be drawn where they are needed.
     """
-    return torch.Generator().manual_seed(fold_in(seed, *keys))
+    return torch.Generator(device).manual_seed(fold_in(seed, *keys))
 
 
 @contextmanager
