@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "firstlight.demo",
     "export": "firstlight.export",
     "measure": "firstlight.measure_options",
+    "report": "firstlight.report",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",
@@ -41,6 +42,7 @@ USAGE = """\
   [bold]correct-prior[/]       the prior that it learned taken out of its bias
   [bold]table[/]     methods by data sets over seeds, mean and deviation, from run folders
   [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
+  [bold]report[/]    one page about a run, a study or a comparison, with figures; opens from disk
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:
