@@ -90,8 +90,8 @@ def command_line(arguments: Sequence[str]) -> None:
         description="Write one HTML page about a run, a study or a comparison: it opens from disk, "
         "on a phone and in print, and needs no network. The figures go beside it.",
     )
-    parser.add_argument("folders", nargs="+", metavar="RUN_OR_STUDY",
-                        help="a run folder, a study, what compare made, or several runs' folders")  # fmt: skip
+    what = "a run folder, a study, what compare made, or several runs' folders"
+    parser.add_argument("folders", nargs="+", metavar="RUN_OR_STUDY", help=what)
     parser.add_argument("--output", help="the page (default: report.html in the folder)")
     given = parser.parse_args(arguments)
     page = report(given.folders, given.output)

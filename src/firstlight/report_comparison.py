@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firstlight.compare import compare
 from firstlight.compare_report import QUESTIONS
@@ -15,7 +16,7 @@ from firstlight.report_errors import percent
 from firstlight.report_page import Page, Section, Table
 from firstlight.runfolder import RunFolder, RunFolderError
 
-LISTED = 10
+LISTED = 8
 """Classes in the table at either end."""
 
 PARTS = {
@@ -123,13 +124,18 @@ def _finding(compared: ComparedFolder) -> str:
             outside = int((columns["beyond_band"] != 0).sum())
             said = f"{outside:,} of {len(effect):,} classes leave the band that chance alone gives"
     elif reported.any():
-        said = (f"{int((reported & (effect < 0)).sum()):,} of {len(effect):,} classes lose and "
-                f"{int((reported & (effect > 0)).sum()):,} gain more than seeds explain")  # fmt: skip
+        lose, gain = _sides(effect, reported)
+        said = f"{lose:,} of {len(effect):,} classes lose and {gain:,} gain more than seeds explain"
         if reported[worst]:
             said += f", at worst {columns['name'][worst]} by {points(effect[worst])}"
     else:
         said = f"no class of {len(effect):,} changes by more than seeds explain"
     return f"{name}: {mean} points on average; {said}, {compared.where}"
+
+
+def _sides(effect: NDArray[Any], reported: NDArray[np.bool_]) -> tuple[int, int]:
+    """How many classes lose and gain reportably."""
+    return int((reported & (effect < 0)).sum()), int((reported & (effect > 0)).sum())
 
 
 def _notes(compared: ComparedFolder) -> list[str]:
@@ -150,8 +156,11 @@ def _tiles(compared: ComparedFolder) -> list[tuple[str, str]]:
     low, high = int(np.argmin(effect)), int(np.argmax(effect))
     tiles = [(points(float(np.nanmean(effect))), "points on average over classes")]
     if np.isfinite(compared.asked(columns, "q")).any():
-        tiles += [(f"{int((reported & (effect < 0)).sum()):,}", "classes lose reportably"),
-                  (f"{int((reported & (effect > 0)).sum()):,}", "classes gain reportably")]  # fmt: skip
+        lose, gain = _sides(effect, reported)
+        tiles += [
+            (f"{lose:,}", "classes lose reportably"),
+            (f"{gain:,}", "classes gain reportably"),
+        ]
     tiles += [(points(effect[low]), f"worst class, {columns['name'][low]}"),
               (points(effect[high]), f"best class, {columns['name'][high]}")]  # fmt: skip
     if np.isfinite(columns["band_low"]).all():
@@ -164,9 +173,10 @@ def _tiles(compared: ComparedFolder) -> list[tuple[str, str]]:
 def _facts(compared: ComparedFolder) -> dict[str, str]:
     summary, settings = compared.summary, compared.settings
     arms = [f"{arm['arm']} (seeds {', '.join(map(str, arm['seeds']))})" for arm in summary["arms"]]
+    images = f"{summary['images']:,} of {summary['split']}"
     return {
         "arms": "; ".join(arms),
-        "test images": f"{summary['images']:,} of {summary['split']}, {summary['classes']:,} classes",
+        "images": f"{images}, {summary['classes']:,} classes",
         "question": QUESTIONS[settings["question"]],
         "reported": f"q < .05 and {100 * settings['least']:g} points or more",
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from firstlight.figures.confusions import draw_confusions
 from firstlight.figures.evaluations import Classes, Counts
 from firstlight.functional import confusion_pairs, expected_worst_accuracy, wilson_interval
 from firstlight.report_page import Card, Example, Section, Table
@@ -11,12 +12,12 @@ from firstlight.runfolder import RunFolder, RunFolderError
 
 WORST = 10
 """Classes shown."""
-PAIRS = 15
+PAIRS = 12
 """Confusions shown."""
 HEAVY = 64 * 1024
 """Bytes from which an image is left out: those that PerClassMonitor saves are smaller."""
-LISTED = 200
-"""Most classes in the table of all of them."""
+LISTED = 20
+"""Most classes in the table of all of them; even."""
 
 
 def percent(value: float) -> str:
@@ -76,13 +77,23 @@ def worst_section(folder: RunFolder, counts: Counts, classes: Classes) -> Sectio
     chance = expected_worst_accuracy(len(present), int(np.median(present)), micro)
     lead = (f"Were all classes equally good, the worst of {len(present):,} would show about "
             f"{percent(chance)} by chance.")  # fmt: skip
-    cards = [_card(c, counts, classes, found, images.get(c, [])) for c in order[:WORST]]
-    tables = []
-    if len(order) <= LISTED:
-        rows = [_row(c, counts, classes, found) for c in order]
-        head = ("class", "accuracy", "95 % interval", "images", "in training", "taken for")
-        tables.append(Table("All classes, the worst first", head, rows, (1, 2, 3, 4)))
-    return Section("The worst classes", lead, tables=tables, cards=cards, missing=missing)
+    bad = [c for c in order if accuracy[c] < 1][:WORST]
+    if not bad:
+        return Section("The worst classes", "Every image of every class is right.")
+    cards = [_card(c, counts, classes, found, images.get(c, [])) for c in bad]
+    return Section("The worst classes", lead, cards=cards, missing=missing)
+
+
+def class_table(counts: Counts, classes: Classes) -> Table:
+    """Every class, the worst first; of many those at either end."""
+    order = [int(c) for c in np.argsort(counts.accuracy, kind="stable") if counts.n[c] > 0]
+    caption = "All classes, the worst first"
+    if len(order) > LISTED:
+        caption = f"The {LISTED // 2} worst of {len(order):,} classes, and the {LISTED // 2} best"
+        order = [*order[: LISTED // 2], *order[-LISTED // 2 :]]
+    rows = [_row(c, counts, classes) for c in order]
+    return Table(caption, ("class", "accuracy", "95 % interval", "images", "in training"), rows,
+                 (1, 2, 3, 4))  # fmt: skip
 
 
 def _examples(folder: Path) -> tuple[dict[int, list[tuple[int, bytes]]], int]:
@@ -104,7 +115,7 @@ def _examples(folder: Path) -> tuple[dict[int, list[tuple[int, bytes]]], int]:
 
 def _interval(c: int, counts: Counts) -> str:
     low, high = wilson_interval(counts.correct[[c]], counts.n[[c]])
-    return f"{100 * low[0]:.0f} to {100 * high[0]:.0f} %"
+    return f"{100 * low[0]:.0f}\xa0to\xa0{100 * high[0]:.0f}\xa0%"
 
 
 def _taken_for(c: int, classes: Classes, found: Predictions | None) -> str:
@@ -119,10 +130,10 @@ def _name(classes: Classes, c: int) -> str:
     return classes.names[c] if c < len(classes.names) else str(c)
 
 
-def _row(c: int, counts: Counts, classes: Classes, found: Predictions | None) -> list[str]:
+def _row(c: int, counts: Counts, classes: Classes) -> list[str]:
     trained = "unknown" if classes.counts is None else f"{int(classes.counts[c]):,}"
     return [classes.names[c], percent(counts.accuracy[c]), _interval(c, counts),
-            f"{int(counts.n[c]):,}", trained, _taken_for(c, classes, found)]  # fmt: skip
+            f"{int(counts.n[c]):,}", trained]  # fmt: skip
 
 
 def _card(
@@ -157,15 +168,21 @@ def confusion_section(folder: RunFolder, counts: Counts, classes: Classes) -> Se
     both = {(int(t), int(p)): int(k) for t, p, k in
             zip(found.target, found.pred, found.count, strict=True)}  # fmt: skip
     order = np.argsort(-found.count, kind="stable")[:PAIRS]
-    rows = []
-    for target, pred, count in zip(*(x[order].tolist() for x in
-                                     (found.target, found.pred, found.count)), strict=True):  # fmt: skip
-        share = percent(count / counts.n[target]) if counts.n[target] else "-"
-        rows.append([_name(classes, target), _name(classes, pred), f"{count:,}", share,
-                     f"{both.get((pred, target), 0):,}"])  # fmt: skip
+    pairs = [
+        (target, pred, both[target, pred], both[target, pred] / max(1.0, counts.n[target]))
+        for target, pred in zip(
+            found.target[order].tolist(), found.pred[order].tolist(), strict=True
+        )
+    ]
+    rows = [
+        [_name(classes, target), _name(classes, pred), f"{count:,}", percent(share),
+         f"{both.get((pred, target), 0):,}"]
+        for target, pred, count, share in pairs
+    ]  # fmt: skip
     errors, shown = int(found.count.sum()), int(found.count[order].sum())
     lead = (f"{errors:,} images are classified wrongly; these {len(rows)} pairs of {len(both):,} "
             f"hold {percent(shown / errors)} of them.")  # fmt: skip
     head = ("true class", "taken for", "images", "of the class", "the reverse")
     table = Table("Pairs by number of images", head, rows, (2, 3, 4))
-    return Section("Confusions", lead, tables=[table])
+    named = [(_name(classes, t), _name(classes, p), count, share) for t, p, count, share in pairs]
+    return Section("Confusions", lead, [draw_confusions(named, counts.split)], [table])

@@ -118,13 +118,18 @@ class Page:
         A policy in its head forbids the browser to load anything, whatever stands in the data.
         """
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                                  lstrip_blocks=True)  # fmt: skip
+                                  lstrip_blocks=True, finalize=_unbroken)  # fmt: skip
         source = files("firstlight").joinpath(TEMPLATE).read_text(encoding="utf-8")
         drawn = {picture.name: Markup(picture.svg()) for picture in self.pictures}
         return environment.from_string(source).render(
             page=self, drawn=drawn, made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
             version=version("firstlight"),
         )  # fmt: skip
+
+
+def _unbroken(value: object) -> object:
+    """Keep a number and its % on one line."""
+    return value.replace(" %", "\xa0%") if type(value) is str else value
 
 
 def write_figures(page: Page, folder: Path) -> list[Path]:

@@ -1,10 +1,12 @@
 """What the report says of one run."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from firstlight.figures.before_after import draw_before_after
+from firstlight.figures.comparison import draw
 from firstlight.figures.early_training import draw_early_training
 from firstlight.figures.evaluations import (
     Classes,
@@ -15,17 +17,18 @@ from firstlight.figures.evaluations import (
     read_evaluations,
     read_pairs,
 )
+from firstlight.figures.findings import points
 from firstlight.figures.measurements import measured_tables
 from firstlight.figures.per_class import draw_per_class
 from firstlight.figures.picture import NothingToDrawError
 from firstlight.figures.training_curves import draw_training_curves
 from firstlight.functional import SHOTS
-from firstlight.report_errors import confusion_section, percent, worst_section
+from firstlight.report_errors import class_table, confusion_section, percent, worst_section
 from firstlight.report_page import Page, Section, Table
 from firstlight.runfolder import RunFolder, RunFolderError
 
-EVENTS = 40
-"""Most events listed."""
+OFTEN = 12
+"""Events of a kind from which only those of its last step are listed."""
 
 MEASURED = {
     "fisher_trace": "this run recorded no Fisher trace: add FisherTraceMonitor, or measure its "
@@ -60,14 +63,17 @@ def run_page(folder: RunFolder) -> Page:
         classes = read_classes(folder, len(counts.n))
         finding, tiles, missing = _finding(counts, classes), _tiles(counts, classes), []
         sections += [
-            Section("Every class", pictures=[draw_per_class(counts, classes)]),
+            Section(
+                "Every class",
+                pictures=[draw_per_class(counts, classes)],
+                tables=[class_table(counts, classes)],
+            ),
             read(lambda: worst_section(folder, counts, classes)),
             read(lambda: confusion_section(folder, counts, classes)),
             read(lambda: _before_after(read_pairs(folder, evaluations), classes)),
         ]
     sections += [
-        read(lambda: Section("Training", pictures=[draw_training_curves(folder)])),
-        read(lambda: _early(folder)),
+        read(lambda: _training(folder)),
         read(lambda: _events(folder)),
         _config(folder),
     ]
@@ -87,25 +93,34 @@ def _finding(counts: Counts, classes: Classes) -> str:
     """The one sentence: how good, and who pays for it."""
     summary = counts.summary(classes)
     worst = int(summary["worst_class"])
-    said = (f"{percent(summary['micro'])} of the {counts.split} images are right, "
-            f"{percent(summary['min'])} of the worst class, {classes.names[worst]}")  # fmt: skip
+    said = (f"{percent(summary['micro'])} of {int(counts.n.sum()):,} {_words(counts.split)} images "
+            f"are right, {int(counts.correct[worst]):,} of {int(counts.n[worst]):,} of the worst "
+            f"class, {classes.names[worst]}")  # fmt: skip
     if np.isfinite(summary["many"]) and np.isfinite(summary["few"]):
         said += (f"; {percent(summary['many'])} in classes with many training images, "
                  f"{percent(summary['few'])} in those with few")  # fmt: skip
     return said
 
 
+def _words(split: str) -> str:
+    return {"val": "validation", "train": "training"}.get(split, split)
+
+
 def _tiles(counts: Counts, classes: Classes) -> list[tuple[str, str]]:
     summary = counts.summary(classes)
-    tiles = [(percent(summary["micro"]), f"of {int(counts.n.sum()):,} images of {counts.split}"),
-             (percent(summary["macro"]), "mean over classes"),
-             (percent(summary["min"]), f"worst class, {classes.names[int(summary['worst_class'])]}")]  # fmt: skip
+    images, worst = f"{int(counts.n.sum()):,} {_words(counts.split)} images", summary["worst_class"]
+    tiles = [
+        (percent(summary["micro"]), f"of {images}"),
+        (percent(summary["macro"]), "mean over classes"),
+        (percent(summary["min"]), f"worst class, {classes.names[int(worst)]}"),
+    ]
     if len(counts.n) >= 100:
         tiles.append((percent(summary["worst_1pct"]), "mean of the worst 1 % of classes"))
     for name in SHOTS:
         if np.isfinite(summary[name]):
             size = classes.shots.count(name)
-            tiles.append((percent(summary[name]), f"{name} shots, {size:,} classes"))
+            words = f"{name} shots, {size:,} class" + ("" if size == 1 else "es")
+            tiles.append((percent(summary[name]), words))
     return tiles
 
 
@@ -135,9 +150,11 @@ def _before_after(pairs: list[Pair], classes: Classes) -> Section:
         summaries = [counts.summary(classes) for counts, _ in sides]
         names = {"micro": "all images", "macro": "mean over classes", "min": "worst class",
                  **{shot: f"{shot} shots" for shot in SHOTS}}  # fmt: skip
-        rows = [[words, *(percent(one[key]) for one in summaries),
-                 f"{100 * (summaries[1][key] - summaries[0][key]):+.1f}"]
-                for key, words in names.items() if np.isfinite(summaries[0][key])]  # fmt: skip
+        rows = [
+            [words, *(percent(one[key]) for one in summaries),
+             points(summaries[1][key] - summaries[0][key])]
+            for key, words in names.items() if np.isfinite(summaries[0][key])
+        ]  # fmt: skip
         head = ["", *(words for _, words in sides), "points"]
         tables.append(Table(f"{pair.what}, on {int(pair.before[0].n.sum()):,} images", head, rows,
                             (1, 2, 3)))  # fmt: skip
@@ -149,29 +166,36 @@ def _before_after(pairs: list[Pair], classes: Classes) -> Section:
     return Section("Before and after", lead, [draw_before_after(p, classes) for p in pairs], tables)
 
 
-def _early(folder: RunFolder) -> Section:
-    missing = [text for table, text in MEASURED.items() if not folder.read(table).num_rows]
-    if not measured_tables(folder):
-        return Section("Early training", missing=missing)
-    return Section("Early training", pictures=[draw_early_training(folder)], missing=missing)
+def _training(folder: RunFolder) -> Section:
+    """Curves of the run, and what was measured of its early part."""
+    drawn = draw([lambda: draw_training_curves(folder)])
+    pictures, missing = drawn.pictures, list(drawn.missing)
+    missing += [text for table, text in MEASURED.items() if not folder.read(table).num_rows]
+    if measured_tables(folder):
+        pictures.append(draw_early_training(folder))
+    return Section("Training", pictures=pictures, missing=missing)
 
 
 def _events(folder: RunFolder) -> Section:
+    """What happened to the run: of what happens often, what did so last."""
     rows = folder.read("events").sort_by("step").to_pylist()
-    kinds = [row["kind"] or "event" for row in rows]
     if not rows:
         return Section("What happened", missing=["no event was recorded (thaw, change of learning "
                                                  "rate, retraining, noise)"])  # fmt: skip
-    kept = [row for row in rows if row["kind"] != "lr" or kinds.count("lr") <= 12]
-    missing = [f"{kinds.count('lr'):,} changes of the learning rate are not listed"] if len(
-        kept) < len(rows) else []  # fmt: skip
-    if len(kept) > EVENTS:
-        missing.append(f"the last {len(kept) - EVENTS:,} of {len(kept):,} events are not listed")
+    kept: list[dict[str, Any]] = []
+    missing = []
+    for kind in dict.fromkeys(row["kind"] or "event" for row in rows):
+        of_kind = [row for row in rows if (row["kind"] or "event") == kind]
+        last = [row for row in of_kind if row["step"] == of_kind[-1]["step"]]
+        chosen = of_kind if len(of_kind) <= OFTEN else last
+        if len(chosen) < len(of_kind):
+            missing.append(f"{len(of_kind) - len(chosen):,} earlier events of kind {kind!r} are not "
+                           "listed; the table events has them")  # fmt: skip
+        kept += chosen
     texts = [[f"{row['step']:,}", row["kind"] or "", row["block"] or "", row["reason"] or ""]
-             for row in kept[:EVENTS]]  # fmt: skip
+             for row in sorted(kept, key=lambda row: row["step"])]  # fmt: skip
     table = Table("In the order of steps", ("step", "what", "part", "why"), texts, (0,))
-    return Section("What happened", tables=[table] if texts else [], missing=missing,
-                   closed=len(texts) > 12)  # fmt: skip
+    return Section("What happened", tables=[table], missing=missing)
 
 
 def _config(folder: RunFolder) -> Section:
@@ -186,7 +210,7 @@ def _facts(folder: RunFolder) -> dict[str, str]:
     run = folder.run
     names = {
         "run_id": "run", "status": "status", "seed": "seed", "arm": "arm", "factor": "factor",
-        "strength": "strength", "dataset": "data", "split": "split", "resolution": "resolution (px)",
+        "strength": "strength", "dataset": "data", "resolution": "resolution (px)",
         "eval_transform": "evaluation transform", "weights": "weights", "recipe_hash": "recipe",
         "commit": "commit",
     }  # fmt: skip

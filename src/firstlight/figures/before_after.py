@@ -23,10 +23,12 @@ def draw_before_after(pair: Pair, classes: Classes) -> Picture:
     by = change if classes.counts is None else -classes.counts
     rows = present[np.argsort(by[present], kind="stable")]
     note = "The most frequent class in training first." if classes.counts is not None else ""
+    note += " Blue: gains, orange: loses."
     if len(rows) > ROWS:
         ranked = present[np.argsort(change[present], kind="stable")]
         rows = np.concatenate([ranked[: ROWS // 2], ranked[-ROWS // 2 :]])
-        note = f"The {ROWS // 2} classes that lose most, and the {ROWS // 2} that gain most."
+        note = (f"The {ROWS // 2} classes that lose most, and the {ROWS // 2} that gain most. "
+                "Blue: gains, orange: loses.")  # fmt: skip
     figure = Figure(figsize=(WIDTH, 1.2 + 0.22 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, c in enumerate(rows):

@@ -161,7 +161,7 @@ def draw_worst_classes(compared: ComparedFolder) -> Picture:
     left = [MEASURES[name][0] for name in MEASURES if name not in chosen]
     note = f"{100 * compared.settings['level']:.0f} % intervals of the mean over seeds."
     if left:
-        note += f" Of so few classes the {' and the '.join(left)} say the same as what is drawn."
+        note += f" Not drawn, being nearly one of these: {', '.join(left)}."
     return Picture(
         "worst_by_strength",
         _moved(at[strengths[0]], at[strengths[-1]], strengths, chosen[-1]), figure,

@@ -164,11 +164,13 @@ def _retrained(folder: RunFolder, evaluations: dict[str, list[Counts]]) -> list[
 
 
 def _corrected(evaluations: dict[str, list[Counts]]) -> list[Pair]:
+    """Of the test set, or of another where that was not corrected."""
     pairs = []
     for split, series in evaluations.items():
         before = evaluations.get(split.replace(HEADS[1], HEADS[0]))
         if split.endswith(HEADS[1]) and before is not None:
             where = split.split("/")[0]
-            pairs.append(Pair(f"prior_corrected-{where}", f"Prior correction, on {where}",
+            name = {"val": "validation"}.get(where, where)
+            pairs.append(Pair(f"prior_corrected-{where}", f"Prior correction, on {name} data",
                               (before[-1], "as trained"), (series[-1], "corrected")))  # fmt: skip
-    return pairs
+    return [pair for pair in pairs if pair.name.endswith("-test")] or pairs

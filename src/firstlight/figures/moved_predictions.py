@@ -1,16 +1,13 @@
 """Where predictions went: pairs of classes confused more, and classes that receive more."""
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from firstlight.figures.class_effects import file_name
 from firstlight.figures.compared_folder import Columns, ComparedFolder
-from firstlight.figures.palette import BLUE, GREY, VERMILION, open_frame
-from firstlight.figures.picture import WIDTH, NothingToDrawError, Picture, label
+from firstlight.figures.confusions import MOST, rows_figure
+from firstlight.figures.palette import BLUE, GREY, VERMILION
+from firstlight.figures.picture import NothingToDrawError, Picture, label
 
-MOST = 10
-"""Pairs or classes drawn."""
 SURE = 4
 """Standard errors from which a class is said to receive more."""
 
@@ -28,7 +25,7 @@ def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
     table = {name: values[rows] for name, values in table.items()}
     change = table["after"] - table["before"]
     order = np.argsort(-np.abs(change), kind="stable")[:MOST]
-    figure, axes = _rows(len(order))
+    figure, axes = rows_figure(len(order))
     for place, row in enumerate(order):
         colour = VERMILION if change[row] > 0 else BLUE
         before, after = 100 * table["before"][row], 100 * table["after"][row]
@@ -48,7 +45,8 @@ def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
         f"{100 * table['before'][top]:.1f} % before, {100 * table['after'][top]:.1f} % after, the "
         "largest shift",
         figure,
-        "Means over runs, without intervals: the largest of many shifts is partly chance.",
+        "Orange: more often than before, blue: less often. Means over runs, without intervals: the "
+        "largest of many shifts is partly chance.",
     )
 
 
@@ -65,7 +63,7 @@ def draw_receiving_classes(compared: ComparedFolder, comparison: str) -> Picture
     error = np.nan_to_num(columns["received_se"])
     order = np.argsort(-np.abs(growth), kind="stable")[:MOST]
     order = order[np.argsort(-growth[order], kind="stable")]
-    figure, axes = _rows(len(order))
+    figure, axes = rows_figure(len(order))
     colours = [VERMILION if growth[row] > 0 else BLUE for row in order]
     axes.barh(range(len(order)), growth[order], color=colours, height=0.65)
     axes.errorbar(growth[order], range(len(order)), xerr=2 * error[order], fmt="none",
@@ -93,12 +91,3 @@ def _receives(columns: Columns) -> str:
         f"no class receives more wrong predictions by {SURE} standard errors; "
         f"{columns['name'][top]} has {growth[top]:+.1f} ± {error[top]:.1f}"
     )
-
-
-def _rows(count: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.26 * count), layout="constrained")
-    axes = figure.subplots()
-    axes.set_ylim(count - 0.4, -0.6)
-    open_frame(axes)
-    axes.tick_params(axis="y", length=0)
-    return figure, axes

@@ -84,7 +84,8 @@ def _draw_classes(axes: Axes, counts: Counts, classes: Classes, width: float) ->
         beside = trained is not None and len(order) <= 12
         names = [label(classes.names[c]) + (f"\n{int(trained[c]):,}" if beside else "")  # type: ignore[index]
                  for c in order]  # fmt: skip
-        wide = max(len(name) for name in names) * len(names) > 14 * width
+        longest = max(len(line) for name in names for line in name.split("\n"))
+        wide = longest * len(names) > 10 * width
         axes.set_xticks(x, names, fontsize=8, rotation=90 if wide else 0)
         if beside:
             axes.set_xlabel("class, and its training images")
@@ -97,7 +98,7 @@ def _draw_groups(axes: Axes, means: dict[str, float]) -> None:
             axes.bar(x, 100 * means[name], color=SHOT_COLOURS[name], width=0.7)
             axes.text(x, 100 * means[name] + 1, f"{100 * means[name]:.0f}", ha="center", fontsize=9)
     axes.set_xticks(range(3), SHOTS, fontsize=8, rotation=90)
-    axes.set_xlabel("group's mean (%)")
+    axes.set_xlabel("mean (%)")
     open_frame(axes)
 
 

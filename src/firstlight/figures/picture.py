@@ -13,12 +13,18 @@ from textwrap import fill
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from firstlight.figures.palette import BLACK, GREY, save
+from firstlight.figures.palette import BLACK, GREY, NOT_MEASURED, save
 
 WIDTH = 4.8
 """Inches: text of 9 points stays readable where a phone shows the figure at three quarters."""
 
-INK = {BLACK.lower(): "currentColor", "#000000": "currentColor", GREY.lower(): "var(--grey)"}
+INK = {
+    BLACK.lower(): "currentColor",
+    "#000000": "currentColor",
+    GREY.lower(): "var(--grey)",
+    "#ffffff": "var(--card)",
+    NOT_MEASURED: "var(--line)",
+}
 """What a page's own colours stand for, so that a figure follows it into the dark."""
 
 MANY = 2000
@@ -63,7 +69,7 @@ class Picture:
             StringIO() as buffer,
             _any_script(),
         ):
-            self.figure.savefig(buffer, format="svg", transparent=True, dpi=160,
+            self.figure.savefig(buffer, format="svg", facecolor="none", dpi=160,
                                 metadata={"Date": None})  # fmt: skip
             drawn = buffer.getvalue()
         drawn = drawn[drawn.index("<svg") :]
