@@ -281,6 +281,7 @@ class LastLayerRetraining(Callback):
         end = "" if self.name is None else f"/{self.name}"
         scalars = by_measure(found.scores)
         log_scalars(trainer, {f"retrain{end}/{key}": value for key, value in scalars.items()})
+        self.records.scored(trainer, found.scores, f"retrain{end}")
         self._event(trainer, outcomes(found, applied))
 
     def _event(self, trainer: Any, reasons: list[str]) -> None:

@@ -25,10 +25,10 @@ class PerClassMonitor(StageCallback):
     Each epoch of each stage (and of each loader, where there are several) logs the twelve scalars
     ``<stage>/per_class/`` micro, macro, min, p1, p5, worst_1pct, std, worst_class, absent, many,
     medium, few (see `firstlight.functional.summarise_classes`), and writes the table ``per_class``
-    of the run folder. The last epoch's predictions, confusions and worst examples are written when
-    fit, validate or test end, with a printed table of the worst classes; of several sets of a
-    stage it is the first one's, followed by a table of all of them side by side (see
-    `firstlight.callbacks.shift_report.report_shifts`).
+    of the run folder, beside what the module logged itself (table ``scalars``). The last epoch's
+    predictions, confusions and worst examples are written when fit, validate or test end, with a
+    printed table of the worst classes; of several sets of a stage it is the first one's, followed
+    by a table of all of them side by side (see `firstlight.callbacks.shift_report.report_shifts`).
 
     Logits are caught on their way through the step's own forward: no second forward pass. Under
     ``DistributedSampler`` padded repeats are not counted. Memory: linear in the classes, and 52
@@ -310,6 +310,15 @@ class PerClassMonitor(StageCallback):
             if self._epoch == trainer.current_epoch:
                 self._evaluation("train", trainer, 0).restore(state, trainer.is_global_zero)
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Keep what the module logged when the last epoch ended, which is after our hook there."""
+        self.records.logged(trainer, "train", trainer.global_step, self._epoch)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep what the module logged in the last epoch."""
+        self.records.logged(trainer, "train", trainer.global_step, self._epoch)
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the last epoch's predictions; print the worst classes.
 
@@ -320,12 +329,15 @@ class PerClassMonitor(StageCallback):
         self._end(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Likewise, after ``trainer.validate``."""
+        """Keep what the module logged; after ``trainer.validate`` the rest as at the fit's end."""
+        if not trainer.sanity_checking:
+            self.records.logged(trainer, "val", *self.records.place(trainer))
         if trainer.state.fn == "validate":
             self._end(trainer)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Likewise, after ``trainer.test``."""
+        self.records.logged(trainer, "test", *self.records.place(trainer))
         self._end(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

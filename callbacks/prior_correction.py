@@ -249,6 +249,8 @@ class PriorCorrection(StageCallback):
                 words["prior_uncorrected"] = before
             end = "" if self.name is None else f"/{self.name}"
             log_scalars(trainer, {f"{split}{end}/{k}": v for k, v in by_measure(words).items()})
+            both = {"prior_uncorrected": before, "prior_corrected": after}
+            self.records.scored(trainer, both, f"{split}{end}")
         if self._maker is not None:
             self._record(trainer, *self._maker)
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from firstlight.functional import ClassifierScores
 from firstlight.functional.loaders import offered
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import fold_in, keyed_randomness
@@ -27,6 +28,9 @@ console = Console()
 
 _folders: WeakKeyDictionary[Any, dict[str | None, RunFolder]] = WeakKeyDictionary()
 """Open folders by trainer and ``run_dir`` argument: the callbacks of one run share one folder."""
+
+_ours: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Keys by trainer that `log_scalars` logged: what they say has tables of its own."""
 
 
 def gather(value: Any) -> list[Any]:
@@ -88,6 +92,7 @@ def log_scalars(trainer: Any, scalars: Mapping[str, float]) -> None:
 
     ``self.log`` would drop what is measured between two logging steps.
     """
+    _ours.setdefault(trainer, set()).update(scalars)
     for key, value in scalars.items():
         trainer.callback_metrics[key] = torch.tensor(value)
     for logger in trainer.loggers:
@@ -215,6 +220,41 @@ class RunRecords:
                 epoch=epoch,
                 split=split or kind,
             )
+
+    def logged(self, trainer: Any, stage: str, step: int, epoch: int) -> None:
+        """Write what the module logged in an epoch of a stage into the table ``scalars``.
+
+        Keys that begin with ``val`` or ``test`` are those stages', all others are training's.
+        Collective, since reading a trainer's metrics is.
+        """
+        ours, evaluated = _ours.get(trainer, set()), ("val", "test")
+        found = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key not in ours
+            and (key.startswith(stage) if stage in evaluated else not key.startswith(evaluated))
+        }
+        if self.folder is not None and found:
+            columns = {"key": list(found), "value": list(found.values())}
+            self.folder.write("scalars", columns, step=step, epoch=epoch, split=stage)
+
+    def scored(self, trainer: Any, scores: Mapping[str, ClassifierScores], split: str) -> None:
+        """Write the classes' accuracies under several classifiers into the table ``per_class``.
+
+        Args:
+            trainer: says when.
+            scores: by classifier, which names the split ``<split>/<classifier>``.
+            split: before that.
+        """
+        if self.folder is None:
+            return
+        step, epoch = self.place(trainer)
+        for name, one in scores.items():
+            correct = (one.accuracy.nan_to_num() * one.counts).round()
+            columns = {"class": range(len(one.counts)), "n": one.counts.long().tolist(),
+                       "correct": correct.long().tolist()}  # fmt: skip
+            where = f"{split}/{name}"
+            self.folder.write("per_class", columns, step=step, epoch=epoch, split=where)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -15,7 +15,7 @@ from firstlight import cli
 from firstlight.compare import compare
 from firstlight.comparison import CLASS_EFFECTS
 from firstlight.figures import class_effects_figure, class_strengths_figure
-from firstlight.figures.class_effects import half_width
+from firstlight.figures.class_strengths import half_width
 from firstlight.functional import (
     ScoredRuns,
     class_effects,
@@ -140,8 +140,12 @@ def test_prints_question_bands_and_who_lost(study, tmp_path, capsys):
 def test_figures_say_what_they_show(study, tmp_path):
     out = compare(study[0], out=tmp_path / "out", draws=50)
     names = {file.stem for file in (out / "figures").glob("*.png")}
-    assert names == {"jitter_0.1_against_jitter_0", "jitter_0.3_against_jitter_0",
-                     "line_over_jitter_0_to_0.3", "accuracy_by_strength"}  # fmt: skip
+    low, high = "jitter_0.1_against_jitter_0", "jitter_0.3_against_jitter_0"
+    line = "line_over_jitter_0_to_0.3"
+    assert names == {
+        low, high, line, f"{line}-evidence", f"{line}-by_accuracy", f"{high}-confusions",
+        f"{high}-receiving", "accuracy_by_strength", "worst_by_strength",
+    }  # fmt: skip
     drawn = (out / "figures" / "jitter_0.3_against_jitter_0.svg").read_text()
     assert "4 of 60 classes lose and 4 gain more than seeds" in drawn
     drawn = (out / "figures" / "accuracy_by_strength.svg").read_text()
@@ -167,7 +171,7 @@ def test_one_run_an_arm_has_the_band_and_nothing_else(study, tmp_path, capsys):
     assert np.isnan([found[key] for key in unknown]).all()
     assert np.isfinite([found[key] for key in ("effect", "band_low", "band_high")]).all()
     assert "nothing but the null band tells an effect from chance" in capsys.readouterr().out
-    drawn = next((out / "figures").glob("*against*.svg")).read_text()
+    drawn = next((out / "figures").glob("*against_jitter_0.svg")).read_text()
     assert "too few runs for q-values" in drawn
     with pytest.raises(ValueError, match="beside the null band or not at all"):
         compare(pair, out=tmp_path / "none", draws=0)

@@ -27,6 +27,7 @@ COMMANDS = {
     "measure": "firstlight.measure_options",
     "study": "firstlight.study_options",
     "rescore": "firstlight.rescore",
+    "report": "firstlight.report",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",
@@ -51,6 +52,7 @@ USAGE = """\
   [bold]data check[/]   unreadable images, duplicates between train and test, missing classes
   [bold]data show[/]    a picture of augmented training images
   [bold]study[/]     a grid of runs (one factor, its values, seeds) from one file, then compare
+  [bold]report[/]    one page about a run, a study or a comparison, with figures; opens from disk
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads
 
 --config firstlight:NAME takes a file that ships with the package; they are:

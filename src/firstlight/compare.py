@@ -20,7 +20,8 @@ from firstlight.comparison import (
     compare_arms,
     compare_strengths,
 )
-from firstlight.figures import class_effects_figure, class_strengths_figure
+from firstlight.figures.compared_folder import ComparedFolder
+from firstlight.figures.comparison import comparison_pictures
 from firstlight.functional import confusion_shifts
 from firstlight.runfolder import new_folder, replacing
 
@@ -97,12 +98,12 @@ def compare(
     folder = new_folder(Path(out))
     _write(folder, read, found, {**settings, "question": question, "least": least})
     show(console, read, found, question, least, worst)
-    for one in found:
-        figure = class_effects_figure(folder, one.name)
-        console.print(f"The figure:  {figure}", soft_wrap=True, highlight=False)
-    if len(steps - {None}) > 1:
-        figure = class_strengths_figure(folder)
-        console.print(f"The figure:  {figure}", soft_wrap=True, highlight=False)
+    for drawn in comparison_pictures(ComparedFolder.open(folder)).values():
+        for picture in drawn.pictures:
+            picture.write(folder / "figures")
+        for note in drawn.missing:
+            console.print(f"No figure: {note}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"The figures: {folder / 'figures'}", soft_wrap=True, highlight=False)
     console.print(f"The tables:  {folder}", soft_wrap=True, highlight=False)
     return folder
 

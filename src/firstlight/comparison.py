@@ -104,7 +104,8 @@ def compare_arms(
         "received_se": fp.se,
     }
     name = f"{after.name} against {before.name}"
-    return Comparison(name, before, after, False, columns, {"comparison": name} | summary)
+    named = {"comparison": name, "slope": False}
+    return Comparison(name, before, after, False, columns, named | summary)
 
 
 def compare_strengths(runs: ComparedRuns, settings: Mapping[str, Any]) -> Comparison:
@@ -123,9 +124,8 @@ def compare_strengths(runs: ComparedRuns, settings: Mapping[str, Any]) -> Compar
     }
     factor = runs.arms[0].factor or "strength"
     name = f"line over {factor} {strengths.min():g} to {strengths.max():g}"
-    return Comparison(
-        name, runs.arms[low], runs.arms[high], True, columns, {"comparison": name} | summary
-    )
+    named = {"comparison": name, "slope": True}
+    return Comparison(name, runs.arms[low], runs.arms[high], True, columns, named | summary)
 
 
 def _tested(

@@ -126,8 +126,14 @@ def test_what_is_printed(tmp_path, capsys):
 
 
 def test_the_events_say_what_was_fitted_and_kept(tmp_path):
-    fit(tmp_path, [LastLayerRetraining(every_n_epochs=1)], enable_checkpointing=False)
-    events = RunFolder.open(tmp_path / "firstlight").read("events").to_pylist()
+    callback = LastLayerRetraining(every_n_epochs=1)
+    fit(tmp_path, [callback], enable_checkpointing=False)
+    folder = RunFolder.open(tmp_path / "firstlight")
+    for rule, scores in callback.result.scores.items():
+        part = folder.read_last("per_class", f"retrain/{rule}", ["n", "correct"])
+        accuracy = part["correct"].to_numpy() / part["n"].to_numpy()
+        np.testing.assert_allclose(accuracy, scores.accuracy, err_msg=rule)
+    events = folder.read("events").to_pylist()
     assert {e["kind"] for e in events} == {"retrain"} and {e["block"] for e in events} == {"net.5"}
     kept = [(e["step"], e["reason"].split(":")[0]) for e in events if "kept" in e["reason"]]
     assert kept == [(6, "logit_adjustment")]

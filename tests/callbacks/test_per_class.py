@@ -1,5 +1,8 @@
 """PerClassMonitor's own behaviour; what it shares with other callbacks is in test_contract.py."""
 
+import csv
+from pathlib import Path
+
 import contract_checks as checks
 import lightning.pytorch as L
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 from contract_modules import CLASSES, MODULES, Images, ModuleCase, TupleBatch, network
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
@@ -192,6 +196,28 @@ def test_predictions_at_chosen_epochs(tmp_path):
     checks.fit(MODULES["tuple batch"], tmp_path, [monitor], epochs=5)
     epochs = set(run_of(tmp_path).read("predictions")["epoch"].to_pylist())
     assert epochs == {1, 3, 4}
+
+
+def test_what_the_module_logs_is_in_the_run_folder(tmp_path):
+    """Every epoch's values are those that Lightning's CSVLogger wrote; ours are left to tables."""
+    logger = CSVLogger(tmp_path)
+    checks.seed_all(7)
+    module = MODULES["ImageClassifier"].build()
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", logger=logger, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, callbacks=[PerClassMonitor()],
+    )  # fmt: skip
+    trainer.fit(module, MODULES["ImageClassifier"].loader(), MODULES["ImageClassifier"].loader())
+    rows = run_of(tmp_path).read("scalars").to_pylist()
+    found = {(r["key"], r["epoch"]): r["value"] for r in rows if r["key"] != "train/loss_step"}
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        logged = list(csv.DictReader(file))
+    keys = ("train/loss", "train/top1", "val/loss", "val/top1")
+    expected = {(k, int(r["epoch"])): float(r[k]) for r in logged for k in keys if r.get(k)}
+    assert len(expected) == 3 * 4
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+    assert {r["step"] for r in rows} == {5, 10, 15}
+    assert not [r["key"] for r in rows if "per_class" in r["key"]]
 
 
 def test_the_sanity_check_leaves_nothing(tmp_path):

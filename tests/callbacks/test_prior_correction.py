@@ -122,6 +122,11 @@ def test_validation_metrics_are_untouched_and_get_further_keys(tmp_path):
     q = softmax(raw(module, ODD)[0], axis=1).mean(0)
     expected = balanced_accuracy_score(y, corrected(z, q).argmax(1))
     assert seen["with"]["val/prior_corrected/macro"] == pytest.approx(expected)
+    (run,) = tmp_path.rglob("run.json")
+    part = RunFolder.open(run.parent).read_last(
+        "per_class", "val/prior_corrected", ["n", "correct"]
+    )
+    assert np.mean(part["correct"].to_numpy() / part["n"].to_numpy()) == pytest.approx(expected)
 
 
 def test_the_prior_is_in_the_checkpoint_and_serves_where_nothing_is_held_out(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Fisher trace and sharpness against step, by block, with what happened to the run."""
 
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +8,6 @@ from matplotlib.figure import Figure
 
 from firstlight.figures.findings import NAMES, course, largest_block
 from firstlight.figures.measurements import Series, measured_tables, read_marks, read_series
-from firstlight.figures.palette import save
 from firstlight.figures.panels import (
     Panel,
     draw_blocks,
@@ -19,6 +17,7 @@ from firstlight.figures.panels import (
     height_of_blocks,
     share_steps,
 )
+from firstlight.figures.picture import WIDTH, Picture
 from firstlight.runfolder import RunFolder, RunFolderError
 
 FISHER = "fisher_trace"
@@ -45,15 +44,21 @@ def early_training_figure(run: str | Path) -> Path:
         RunFolderError: where the run has none of them.
     """
     folder = RunFolder.open(run)
+    return draw_early_training(folder, 6.4).write(folder.path / "figures")
+
+
+def draw_early_training(folder: RunFolder, width: float = WIDTH) -> Picture:
+    """See `early_training_figure`; ``width`` in inches."""
     fisher, sharpness = read_series(folder, FISHER), read_series(folder, "sharpness")
     panels = [*_panels(fisher, sharpness), *_other_panels(folder)]
     blocks = _blocks(fisher)
     if not panels:
         raise RunFolderError(
-            f"{run} has nothing to draw: it holds no measurements. Train with FisherTraceMonitor "
-            "or SharpnessMonitor, or measure its checkpoints: firstlight measure CHECKPOINTS"
+            f"{folder.path} has nothing to draw: it holds no measurements. Train with "
+            "FisherTraceMonitor or SharpnessMonitor, or measure its checkpoints: firstlight "
+            "measure CHECKPOINTS"
         )
-    figure, axes = _layout(panels, blocks)
+    figure, axes = _layout(panels, blocks, width)
     every = np.concatenate([line.steps for _, lines in panels for line in lines.values()])
     share_steps(axes, every)
     if blocks:
@@ -61,8 +66,7 @@ def early_training_figure(run: str | Path) -> Path:
     for one, (key, lines) in zip(axes[:1] + axes[1 + bool(blocks) :], panels, strict=True):
         draw_panel(one, key, lines)
     draw_legend(figure, panels, blocks, draw_marks(axes, read_marks(folder)))
-    figure.suptitle(_sentences(panels, blocks), x=0.01, ha="left", fontsize=12)
-    return save(figure, folder.path / "figures" / "early_training.png")
+    return Picture("early_training", _sentences(panels, blocks), figure)
 
 
 def _panels(
@@ -98,11 +102,13 @@ def _blocks(fisher: dict[str, dict[str, Series]]) -> dict[str, Series]:
     return found if several else {}
 
 
-def _layout(panels: list[Panel], blocks: dict[str, Series]) -> tuple[Figure, list[Axes]]:
+def _layout(
+    panels: list[Panel], blocks: dict[str, Series], width: float
+) -> tuple[Figure, list[Axes]]:
     heights = [2.4 if key == FISHER else 1.9 for key, _ in panels]
     if blocks:
         heights.insert(1, height_of_blocks(blocks))
-    figure = Figure(figsize=(6.4, 1.2 + sum(heights)))
+    figure = Figure(figsize=(width, 1.2 + sum(heights)))
     figure.set_layout_engine("constrained", w_pad=0.1)
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     return figure, list(grid[:, 0])
@@ -116,4 +122,4 @@ def _sentences(panels: list[Panel], blocks: dict[str, Series]) -> str:
         said.append(course("The Fisher trace" if key == FISHER else NAMES.get(key, key), total))
         if key == FISHER and blocks and (largest := largest_block(total, blocks)):
             said[-1] += f"; {largest}"
-    return "\n".join(fill(sentence, 68) for sentence in said)
+    return "\n".join(said)

@@ -11,6 +11,8 @@ from firstlight.runfolder import replacing
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#666666", "#222222"
 
+NOT_MEASURED = "#dddddd"
+
 SHOT_COLOURS = {"many": BLUE, "medium": ORANGE, "few": VERMILION, None: GREY}
 
 

@@ -16,6 +16,7 @@ from firstlight.figures.palette import (
     BLUE,
     GREEN,
     GREY,
+    NOT_MEASURED,
     ORANGE,
     PURPLE,
     SKY,
@@ -45,7 +46,6 @@ LABELLED = 16
 """Most blocks named beside the heat map."""
 MARKED = 24
 """Most lines of one kind; a rate that changes at every step would cover the curves."""
-NOT_MEASURED = "#dddddd"
 
 Panel = tuple[str, dict[str, Series]]
 """A key of `TITLES` or a name of the user's, and the lines to draw by label."""
@@ -222,7 +222,8 @@ def draw_legend(
     if blocks and np.isnan(aligned(blocks, steps)).any():
         handles.append(Patch(color=NOT_MEASURED, label="not measured"))
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9,
+        wide = figure.get_figwidth() > 6
+        figure.legend(handles=handles, loc="outside lower center", ncols=1 + wide, fontsize=9,
                       frameon=False)  # fmt: skip
 
 

@@ -1,26 +1,34 @@
 """The accuracy of every class, beside the shot groups."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from firstlight.figures.palette import BLACK, SHOT_COLOURS, open_frame, save
+from firstlight.figures.evaluations import (
+    Classes,
+    Counts,
+    read_classes,
+    read_evaluations,
+    shot_means,
+)
+from firstlight.figures.palette import BLACK, SHOT_COLOURS, open_frame
+from firstlight.figures.picture import WIDTH, Picture, label
 from firstlight.functional import SHOTS, wilson_interval
 from firstlight.runfolder import RunFolder, RunFolderError
 
-NAMED = 40
-"""Most classes whose names fit under the bars."""
+NAMED = 4.7
+"""Most classes an inch whose names fit under the bars."""
+BARS = 400
+"""Classes from which bars are drawn as pixels, so that the file stays small."""
 
 
 def per_class_figure(run: str | Path, split: str = "test") -> Path:
     """Draw the accuracy of every class, the most frequent first, beside the shot groups.
 
     Args:
-        run: a run folder with the tables ``per_class`` and ``classes``.
+        run: a run folder with the table ``per_class``.
         split: which evaluation; its last step is drawn.
 
     Returns:
@@ -30,77 +38,77 @@ def per_class_figure(run: str | Path, split: str = "test") -> Path:
         RunFolderError: where the run has no such evaluation.
     """
     folder = RunFolder.open(run)
-    rows = folder.read("per_class").to_pylist()
-    rows = [row for row in rows if row["split"] == split]
-    if not rows:
+    evaluations = read_evaluations(folder)
+    if split not in evaluations:
         raise RunFolderError(f"{run} holds no evaluation of {split!r}")
-    last = max(row["step"] for row in rows)
-    counts = sorted((r for r in rows if r["step"] == last), key=lambda row: row["class"])
-    n = np.array([row["n"] for row in counts], float)
-    correct = np.array([row["correct"] for row in counts], float)
-    classes = folder.read("classes").to_pydict()
-    figure = Figure(figsize=(8.5, 4.4), layout="constrained")
-    bars, groups = figure.subplots(1, 2, width_ratios=(3.6, 1), sharey=True)
-    _draw_classes(bars, n, correct, classes)
-    _draw_groups(groups, n, correct, classes["shot"])
-    figure.suptitle(_finding(n, correct, classes["shot"], split), fontsize=11, wrap=True)
-    return save(figure, folder.path / "figures" / f"per_class-{split.replace('/', '_')}.png")
+    counts = evaluations[split][-1]
+    picture = draw_per_class(counts, read_classes(folder, len(counts.n)), 8.5)
+    return picture.write(folder.path / "figures")
 
 
-def _draw_classes(
-    axes: Axes, n: NDArray[Any], correct: NDArray[Any], classes: dict[str, list[Any]]
-) -> None:
-    known = classes["full_count"][0] is not None
-    trained = np.array(classes["full_count"] if known else n, float)
-    order = np.argsort(-trained, kind="stable")
-    accuracy = 100 * correct / np.where(n > 0, n, np.nan)
-    low, high = (100 * bound for bound in wilson_interval(correct, n))
-    x = np.arange(len(order))
-    colours = [SHOT_COLOURS[classes["shot"][c]] for c in order]
+def draw_per_class(counts: Counts, classes: Classes, width: float = WIDTH) -> Picture:
+    """Draw one evaluation; see `per_class_figure`; ``width`` in inches."""
+    means = shot_means(counts.accuracy, classes.shots)
+    figure = Figure(figsize=(width, 3.4 + 0.1 * width), layout="constrained")
+    if means:
+        bars, groups = figure.subplots(1, 2, width_ratios=(3.2, 1), sharey=True)
+        _draw_groups(groups, means)
+    else:
+        bars = figure.subplots()
+    _draw_classes(bars, counts, classes, width)
+    return Picture(
+        f"per_class-{counts.split.replace('/', '_')}", _finding(counts, means), figure,
+        "Every class, with its 95 % Wilson interval"
+        + (", beside the mean of each group of classes." if means else "."),
+    )  # fmt: skip
+
+
+def _draw_classes(axes: Axes, counts: Counts, classes: Classes, width: float) -> None:
+    trained = classes.counts
+    order = np.argsort(-(counts.accuracy if trained is None else trained), kind="stable")
+    accuracy = 100 * counts.accuracy
+    low, high = (100 * bound for bound in wilson_interval(counts.correct, counts.n))
+    x, pixels = np.arange(len(order)), len(order) > BARS
+    colours = [SHOT_COLOURS[classes.shots[c]] for c in order]
     errors = np.stack([accuracy - low, high - accuracy])[:, order]
-    axes.bar(x, accuracy[order], color=colours, width=0.8)
-    axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor=BLACK, elinewidth=0.8)
+    axes.bar(x, accuracy[order], color=colours, width=0.8, rasterized=pixels)
+    lines = axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor=BLACK,
+                          elinewidth=0.8 if not pixels else 0.3)  # fmt: skip
+    for line in lines.get_children():
+        line.set_rasterized(pixels)
     axes.set_ylabel("accuracy of the class (%), 95 % interval")
     axes.set_ylim(0, 103)
-    axes.set_xlabel("class, the most frequent in training first" if known else "class")
-    if len(order) <= NAMED:
-        labels = [
-            f"{classes['name'][c]}\n{int(trained[c]):,}" if known else classes["name"][c]
-            for c in order
-        ]
-        axes.set_xticks(x, labels, fontsize=8, rotation=0 if len(order) <= 12 else 90)
-        if known:
+    axes.set_xlabel("class, the most frequent in training first" if trained is not None
+                    else "class, the best first")  # fmt: skip
+    if len(order) <= NAMED * width:
+        beside = trained is not None and len(order) <= 12
+        names = [label(classes.names[c]) + (f"\n{int(trained[c]):,}" if beside else "")  # type: ignore[index]
+                 for c in order]  # fmt: skip
+        longest = max(len(line) for name in names for line in name.split("\n"))
+        wide = longest * len(names) > 10 * width
+        axes.set_xticks(x, names, fontsize=8, rotation=90 if wide else 0)
+        if beside:
             axes.set_xlabel("class, and its training images")
     open_frame(axes)
 
 
-def _draw_groups(
-    axes: Axes, n: NDArray[Any], correct: NDArray[Any], shots: list[str | None]
-) -> None:
-    accuracy = 100 * correct / np.where(n > 0, n, np.nan)
-    means = _means(accuracy, shots)
+def _draw_groups(axes: Axes, means: dict[str, float]) -> None:
     for x, name in enumerate(SHOTS):
         if name in means:
-            axes.bar(x, means[name], color=SHOT_COLOURS[name], width=0.7)
-            axes.text(x, means[name] + 1, f"{means[name]:.0f}", ha="center", fontsize=9)
-    axes.set_xticks(range(3), SHOTS, fontsize=8)
-    axes.set_xlabel("mean of the group (%)")
+            axes.bar(x, 100 * means[name], color=SHOT_COLOURS[name], width=0.7)
+            axes.text(x, 100 * means[name] + 1, f"{100 * means[name]:.0f}", ha="center", fontsize=9)
+    axes.set_xticks(range(3), SHOTS, fontsize=8, rotation=90)
+    axes.set_xlabel("mean (%)")
     open_frame(axes)
 
 
-def _means(accuracy: NDArray[Any], shots: list[str | None]) -> dict[str, float]:
-    groups = np.array(shots, dtype=object)
-    members = {name: accuracy[(groups == name) & ~np.isnan(accuracy)] for name in SHOTS}
-    return {name: float(values.mean()) for name, values in members.items() if len(values)}
-
-
-def _finding(n: NDArray[Any], correct: NDArray[Any], shots: list[str | None], split: str) -> str:
-    accuracy = 100 * correct / np.where(n > 0, n, np.nan)
-    means = _means(accuracy, shots)
-    whole = f"{100 * correct.sum() / n.sum():.0f} % of the {split} images are right"
+def _finding(counts: Counts, means: dict[str, float]) -> str:
+    accuracy = 100 * counts.accuracy
+    right = 100 * counts.correct.sum() / counts.n.sum()
+    whole = f"{right:.0f} % of the {counts.split} images are right"
     if {"many", "few"} <= means.keys():
         return (
-            f"{whole}:\n{means['many']:.0f} % in the classes with many training images, "
-            f"{means['few']:.0f} % in those with few"
+            f"{whole}:\n{100 * means['many']:.0f} % in the classes with many training images, "
+            f"{100 * means['few']:.0f} % in those with few"
         )
     return f"{whole}; from {np.nanmin(accuracy):.0f} to {np.nanmax(accuracy):.0f} % by class"
