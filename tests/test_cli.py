@@ -266,12 +266,10 @@ def published(tmp_path):
 
 def from_files(name):
     """Small and quick arguments where a config's images are files."""
+    kinds = ("ImageFolder", "DomainFolder", "ImageNetDataModule", "INaturalistDataModule")
+    text = CONFIGS[name].read_text()
     quick = ["--data.img_size=32", "--data.num_workers=0"]
-    return (
-        quick
-        if any(part in name for part in ("folder", "domains", "imagenet", "inaturalist"))
-        else []
-    )
+    return quick if any(f"class_path: {kind}" in text for kind in kinds) else []
 
 
 @pytest.mark.parametrize("data", KINDS["data"])
@@ -303,7 +301,12 @@ def test_every_other_config_trains(name, firstlight, cifar, published, tmp_path)
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
     small += from_files(name)
+    if "bf16" in text:
+        small.append("--trainer.precision=32-true")  # the CPU's own
     batches = 6 if "GradualUnfreezing" in text else 2  # as many as it takes to open all blocks
+    if "interval: pilot" in text:
+        batches = 100  # as many as a pilot needs for its samples
+        small.append("--data.batch_size=1")
     firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
                f"--trainer.limit_train_batches={batches}")  # fmt: skip
     assert list(tmp_path.rglob("*.ckpt"))
