@@ -113,12 +113,13 @@ def run_pilot(
 
 @contextmanager
 def _serving(datamodule: Any, trainer: Any) -> Iterator[None]:
-    """Inside, a DataModule asks another trainer for the epoch."""
+    """Inside, a DataModule asks another trainer for the epoch, and is asked by it for the probe."""
     if datamodule is None:
         yield
         return
     before = datamodule.trainer
     datamodule.trainer = trainer
+    trainer.datamodule = datamodule  # which has the probe; its loaders are those of the run
     try:
         yield
     finally:

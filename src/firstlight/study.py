@@ -72,7 +72,7 @@ def study(
 
 def _opened(path: Path, file: StudyFile, plan: Sequence[PlannedRun]) -> StudyFolder:
     """The study's folder with an entry for every run; nothing is written yet."""
-    described = {
+    described: dict[str, Any] = {
         "name": file.name,
         "status": "running",
         "factor": file.factor,
@@ -152,20 +152,7 @@ def _concluded(folder: StudyFolder, file: StudyFile, trained: bool) -> StudyFold
     missing = [f"{run['arm']!r} lacks seed {run['seed']}: the run {run['status']} "
                f"({folder.path / run['log']})"
                for run in folder.runs if run["status"] != "finished"]  # fmt: skip
-    done = [run for run in folder.runs if run["status"] == "finished"]
-    arms = [arm.name for arm in file.arms if any(run["arm"] == arm.name for run in done)]
-    problem = None
-    last = folder.study["comparison"]
-    if trained or last is None or not (folder.path / last).exists():
-        runs = [folder.path / run["folder"] for run in done]
-        out = folder.path / "class_effects"
-        try:
-            made = compare(runs, arms=arms, split=file.split, out=out, **file.compare)
-            folder.study["comparison"] = made.relative_to(folder.path).as_posix()
-        except (ValueError, RunFolderError) as error:
-            problem = f"no comparison: {error}"
-    else:
-        console.print(f"The comparison:  {folder.path / last}", soft_wrap=True, highlight=False)
+    problem = _compared(folder, file, trained)
     folder.study["omissions"] = [*missing, *([problem] if problem else [])]
     folder.study["status"] = "failed" if failed else "finished"
     folder.write()
@@ -176,3 +163,22 @@ def _concluded(folder: StudyFolder, file: StudyFile, trained: bool) -> StudyFold
         what = f"{len(failed)} of {len(folder.runs)} runs failed" if failed else str(problem)
         raise StudyError(f"{what}; the same command tries again what is missing")
     return folder
+
+
+def _compared(folder: StudyFolder, file: StudyFile, trained: bool) -> str | None:
+    """Compare the arms, unless that is done; return why it could not be."""
+    last, options = folder.study["comparison"], folder.study.get("compare")
+    folder.study["compare"] = file.compare
+    there = last is not None and (folder.path / last).exists()
+    if there and not trained and options == file.compare:
+        console.print(f"The comparison:  {folder.path / last}", soft_wrap=True, highlight=False)
+        return None
+    done = [run for run in folder.runs if run["status"] == "finished"]
+    arms = [arm.name for arm in file.arms if any(run["arm"] == arm.name for run in done)]
+    runs, out = [folder.path / run["folder"] for run in done], folder.path / "class_effects"
+    try:
+        made = compare(runs, arms=arms, split=file.split, out=out, **file.compare)
+    except (ValueError, RunFolderError) as error:
+        return f"no comparison: {error}"
+    folder.study["comparison"] = made.relative_to(folder.path).as_posix()
+    return None

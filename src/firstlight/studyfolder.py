@@ -16,7 +16,7 @@
   ``strength`` (a number or null), ``set`` (keys and values) and ``config`` (overlays)
 - ``seeds``, ``base`` (configs) and ``set`` (keys and values that all arms share)
 - ``runs``: arm by arm, seed by seed; each of `RUN_KEYS`
-- ``comparison``: folder of the last comparison, or null
+- ``comparison``: folder of the last comparison, or null; ``compare``: its options
 - ``omissions``: sentences on what is missing
 
 Paths are relative to the study's folder. One process writes the file, whole, by renaming.

@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import contract_checks as checks
+import lightning.pytorch as L
 import pytest
 import torch
 from contract_modules import MODULES, Images, ModuleCase, Text, Tokens, TupleBatch
@@ -12,8 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 
 from firstlight.callbacks import GradualUnfreezing
 from firstlight.callbacks.unfreezing_plan import bounded
+from firstlight.datamodules import DigitsDataModule
 from firstlight.functional import StabilityRule, average_sharpness, worst_case_sharpness
 from firstlight.functional.unfreezing_schedule import RunLength
+from firstlight.lightning_modules import ImageClassifier
 
 RULE = StabilityRule(every=1, window=1, quiet=1, longest=6)
 
@@ -34,6 +37,19 @@ def test_a_pilot_leaves_no_trace_but_the_interval(tmp_path):
     interval = piloted._decision.steps
     assert same(end, end_of(tmp_path / "known", interval=interval)[1])
     assert not same(end, end_of(tmp_path / "other", interval=interval + 1)[1])
+
+
+def test_a_pilot_takes_the_probe_of_the_data_module(tmp_path):
+    """Not examples of the data set, which a DataModule may keep as no network takes them: uint8."""
+    data = DigitsDataModule(img_size=8, batch_size=256, seed=0)
+    callback = GradualUnfreezing(interval="pilot", rule=RULE, probe_size=13)
+    model = ImageClassifier("resnet20_cifar", seed=0)
+    trainer = L.Trainer(max_epochs=10, accelerator="cpu", limit_val_batches=0, logger=False,
+                        default_root_dir=tmp_path, callbacks=[callback],
+                        enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    trainer.fit(model, data)
+    assert callback._decision is not None
+    assert data.trainer is trainer
 
 
 def test_watching_a_signal_leaves_no_trace(tmp_path):
