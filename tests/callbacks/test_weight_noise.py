@@ -94,7 +94,7 @@ SETTINGS = {
     "bf16-mixed": (Still, lambda: {"precision": "bf16-mixed"}),
     "clipped": (Still, lambda: {"gradient_clip_val": 1e-3}),
     "skipped steps": (SkipsEveryThird, dict),
-    "skipped steps, accumulated": (SkipsEveryThird, lambda: {"accumulate_grad_batches": 3}),
+    "skipped steps, accumulated": (SkipsEveryThird, lambda: {"accumulate_grad_batches": 2}),
     "broken-off epochs": (LeavesTheEpoch, dict),
     "float16 scaler": (Still, lambda: half(8.0)),
     "float16 scaler that skips": (Overflows, lambda: half(2.0**15)),
