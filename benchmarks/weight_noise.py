@@ -1,6 +1,6 @@
 """What WeightNoise costs of a training step: against the same step without it, in turn.
 
-    python benchmarks/weight_noise.py [--device cuda] [--cycles 3] [NAME ...]
+    python benchmarks/weight_noise.py [--device cuda] [--cycles 2] [NAME ...]
 
 Whole steps through Lightning's Trainer (forward, backward, SGD with momentum) on a batch of noise
 images at 224 px. Each side trains in a thread of its own, which waits for its turn before each
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from firstlight.callbacks import WeightNoise
 from firstlight.functional import NoiseRule, noise_groups, perturb_weights
 
-BATCHES = {"resnet18": 8, "vit_tiny_patch16_224": 8}
+BATCHES = {"resnet18": 4, "vit_tiny_patch16_224": 4}
 SIDES: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "a matrix in turn": {"mode": "round_robin"},
@@ -66,7 +66,7 @@ class Side(L.Callback):
 
     def train(self) -> None:
         """The thread."""
-        count = BATCHES.get(self.name, 8)
+        count = BATCHES.get(self.name, 4)
         batch = torch.randn(count, 3, 224, 224), torch.randint(10, (count,))
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,7 @@ def compare(name: str, device: str, cycles: int) -> list[dict[str, str]]:
         plain = mean(totals["plain"]) / matrices
         rows.append(
             {
-                "network": f"{name}, batch {BATCHES.get(name, 8)}",
+                "network": f"{name}, batch {BATCHES.get(name, 4)}",
                 "noise": label,
                 "plain step, ms": f"{1e3 * plain:.0f}",
                 "with noise / plain": ratio(totals[label], totals["plain"]),
@@ -157,7 +157,7 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(BATCHES))
-    parser.add_argument("--cycles", type=int, default=3)
+    parser.add_argument("--cycles", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning.pytorch")
