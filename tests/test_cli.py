@@ -167,6 +167,8 @@ def test_every_other_config_trains(name, firstlight, cifar, tmp_path):
         small.append("--trainer.max_epochs=3")  # the second stage begins with the third epoch
     if "resnet50" in name:
         small = ["--model.pretrained=false", "--data.img_size=32"]
+    if "interval: pilot" in text:  # steps enough to judge the pilot by
+        small += ["--data.batch_size=8", "--trainer.max_epochs=9", "--data.img_size=8"]
     batches = 6 if "GradualUnfreezing" in text else 2  # as many as it takes to open all blocks
     firstlight("fit", *base, "--config", f"firstlight:{name}", *TINY, *small,
                f"--trainer.limit_train_batches={batches}")  # fmt: skip
@@ -310,8 +312,8 @@ def test_the_overview_names_commands_and_configs(firstlight):
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
     assert (
-        "no command 'demp'; there are compare, demo, export, measure, table, retrain-last-layer, "
-        "correct-prior, fit" in said
+        "no command 'demp'; there are compare, demo, export, measure, study, table, "
+        "retrain-last-layer, correct-prior, fit" in said
     )
     assert "Did you mean 'demo'?" in said
 
