@@ -73,7 +73,8 @@ class GradualUnfreezing(Callback):
             signal, and start again from the same weights; one process).
         order: ``"top-down"``, ``"bottom-up"`` or ``"random"``.
         schedule: instead of both, pairs of a time and what opens then:
-            ``[[100, layer4], ["2 epochs", [layer3, layer2]]]``; unnamed blocks stay frozen.
+            ``[[100, layer4], ["2 epochs", [layer3, layer2]]]``; unnamed blocks stay frozen, and
+            with ``[]`` all do: a linear probe.
         start: what trains from the first step: the head and so many blocks below it, or the block
             of that name and all above.
         blocks: ``"coarse"`` (stages), ``"fine"`` (residual blocks), or a mapping of names to
@@ -204,7 +205,8 @@ class GradualUnfreezing(Callback):
             check_resumed(before, self._plan() or {}, self._openings, self._who)
         if not trainer.fast_dev_run:
             check_end(self._openings, length.steps, self._who)
-        plan = timetable(self._start, self._openings, self._order, length, frozen.sizes)
+        sizes, waiting = frozen.sizes, self._waiting
+        plan = timetable(self._start, self._openings, self._order, length, sizes, waiting)
         say(trainer, f"{self._who}: {plan}")
         if frozen.apply(self._open):
             follow_requires_grad(trainer)

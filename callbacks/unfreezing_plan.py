@@ -76,16 +76,17 @@ def bounded(rule: StabilityRule, count: int, length: RunLength) -> StabilityRule
 
 def timetable(
     start: Sequence[str], openings: Sequence[Opening], order: Sequence[str], length: RunLength,
-    numbers: dict[str, int],
+    numbers: dict[str, int], waiting: bool,
 ) -> str:  # fmt: skip
     """The plan as a sentence.
 
     Args:
         start: blocks that train from the start.
-        openings: what opens when; empty if that is not known yet.
+        openings: what opens when.
         order: blocks in the order of opening.
         length: of the run.
         numbers: how many each block holds.
+        waiting: whether the openings are still to be found.
     """
     total = sum(numbers.values())
     here = sum(numbers[block] for block in start)
@@ -96,9 +97,9 @@ def timetable(
     if openings:
         dated = ", ".join(f"{one.block} from step {one.step}" for one in openings)
         text += f"; then {dated}"
-    elif order:
+    elif waiting:
         text += f"; then, once the signal has settled, {', '.join(order)}"
-    never = set(order) - {one.block for one in openings} if openings else set()
+    never = set() if waiting else set(order) - {one.block for one in openings}
     if never:
         text += f"; never {', '.join(block for block in order if block in never)}"
     return text + (f"; the run has {length.steps} steps." if length.steps else ".")

@@ -100,7 +100,7 @@ def test_explicit_schedules():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ([], "schedule is a list of pairs"),
+        (3, "schedule is a list of pairs"),
         ("layer4", "schedule is a list of pairs"),
         ([[0]], r"found \[0\]"),
         ([[0, []]], "for blocks"),

@@ -144,7 +144,7 @@ def check_schedule(schedule: Any) -> None:
     Raises:
         ValueError: naming the entry.
     """
-    if isinstance(schedule, str) or not isinstance(schedule, Sequence) or not schedule:
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
         raise ValueError(f"{_EXPECTED}, not {schedule!r}")
     for entry in schedule:
         if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
@@ -175,7 +175,8 @@ def scheduled_openings(
         length: of the run.
 
     Returns:
-        Openings in the order of time. A block that no entry names never opens.
+        Openings in the order of time. A block that no entry names never opens; an empty schedule
+        leaves all as they are.
 
     Raises:
         ValueError: on an unknown block, one named twice, or a time that cannot be read.
