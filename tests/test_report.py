@@ -103,6 +103,7 @@ def described_study(root, simulated):
                  "folder": "runs/r9", "error": failed})  # fmt: skip
     described = {"schema_version": 1, "name": "jitter", "status": "finished", "factor": "jitter",
                  "split": "test", "seeds": [0, 1, 2], "runs": runs, "comparison": None,
+                 "arms": [{"arm": arm["arm"]} for arm in reversed(arms())],
                  "omissions": ["r9 failed, and is not in the comparison"]}  # fmt: skip
     (root / "study.json").write_text(json.dumps(described))
     return root
@@ -225,8 +226,10 @@ def test_a_study_lists_its_runs_and_is_compared(study_page):
     assert "r9 ended with -9" in said and "<b>by the kernel</b>" in said
     assert "of 30 classes lose" in said
     assert said.count("finished") >= 9
+    assert "jitter 0 against jitter 0.3" in said  # the study's first arm is compared with
 
 
+@pytest.mark.slow
 def test_a_study_s_own_comparison_is_taken(study, comparison):
     shutil.copytree(comparison, study / "mine")
     change_study(study, comparison="mine")
@@ -244,6 +247,7 @@ def test_a_study_that_cannot_be_compared_yet_says_why(study):
     assert "the arms are not compared: a comparison needs two arms or more, got 1 run(s)" in said
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_first(simulated, monkeypatch, capsys, tmp_path):
     paths = [str(shutil.copytree(path, tmp_path / path.name)) for path in simulated[:4:3]]
     monkeypatch.setattr(sys, "argv", ["firstlight", "report", *paths])
@@ -364,9 +368,8 @@ def hostile(tmp_path):
     """Two runs whose classes, arms, events and configuration try to leave their place."""
     generator = np.random.default_rng(1)
     cell = Cell(len(HOSTILE), 20, 0.6, 0.2)
-    told = [
-        {"arm": f"</title>{HOSTILE[i]}", "factor": "<i>$x$", "strength": float(i)} for i in (0, 1)
-    ]
+    told = [{"arm": f"</title>{one}", "factor": "<i>$x$", "strength": float(len(one))}
+            for one in HOSTILE[:2]]  # fmt: skip
     runs = runs_of(cell, [cell.chances(generator) for _ in told], 3, generator)
     paths = write_runs(tmp_path / "runs", runs, told, generator)
     for path, row in zip(paths, runs.correct, strict=True):
