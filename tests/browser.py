@@ -1,4 +1,4 @@
-"""A headless Chromium over its DevTools pipe: what tests need to look at a page as a reader does."""
+"""A headless Chromium over its DevTools pipe, with which tests look at a page as a reader does."""
 
 import base64
 import contextlib
@@ -115,8 +115,8 @@ class Browser:
 
     def complaints(self):
         """Errors and warnings of the page: script, policy, network."""
-        return [(m, p) for m, p in self.events
-                if m in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")]  # fmt: skip
+        kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [(method, told) for method, told in self.events if method in kinds]
 
     def screenshot(self, file, height=None):
         """Write what is seen, of the whole page or its first pixels, as PNG."""

@@ -47,7 +47,7 @@ def study_page(path: Path, study: dict[str, Any]) -> Page:
     status = study.get("status")
     if status not in ("finished", None):
         notes.insert(0, f"This study has not ended (its status is {status}).")
-    facts = {key: str(study[key]) for key in ("factor", "split", "seeds", "base", "set")
+    facts = {key: _plain(study[key]) for key in ("factor", "split", "seeds", "base", "set")
              if study.get(key)}  # fmt: skip
     try:
         compared = ComparedFolder.open(_comparison(path, study))
@@ -60,12 +60,23 @@ def study_page(path: Path, study: dict[str, Any]) -> Page:
                 {**facts, **_facts(compared)}, sections)  # fmt: skip
 
 
+def _plain(value: Any) -> str:
+    """A value of a study's file without the brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {one}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _comparison(path: Path, study: dict[str, Any]) -> Path:
     """The folder of the study's comparison; made where there is none."""
     if study.get("comparison"):
         return path / str(study["comparison"])
-    runs = [path / run["folder"] for run in study["runs"] if run.get("status") == "finished"]
-    return compare(runs, split=study.get("split"), out=path / "class_effects")
+    finished = [run for run in study["runs"] if run.get("status") == "finished"]
+    there = {run["arm"] for run in finished}
+    arms = [arm["arm"] for arm in study.get("arms", []) if arm["arm"] in there]
+    runs = [path / run["folder"] for run in finished]
+    return compare(runs, arms=arms if len(arms) > 1 else None, split=study.get("split"),
+                   out=path / "class_effects")  # fmt: skip
 
 
 def _runs(path: Path, runs: list[dict[str, Any]]) -> tuple[Section, list[str]]:
@@ -78,13 +89,13 @@ def _runs(path: Path, runs: list[dict[str, Any]]) -> tuple[Section, list[str]]:
                 accuracy, worst = _ends(path / run["folder"])
             except RunFolderError as error:
                 missing.append(f"{run['id']}: {error}")
-        error = run.get("error") or {}
+        ended = run.get("error") or {}
         rows.append([str(run["id"]), str(run.get("arm")), str(run.get("seed")),
                      str(run.get("status")), accuracy, worst])  # fmt: skip
-        if error:
-            lines = error.get("lines") or []
+        if ended:
+            lines = ended.get("lines") or []
             text = lines if isinstance(lines, str) else "\n".join(map(str, lines))
-            folded[f"{run['id']} ended with {error.get('exit')}"] = text
+            folded[f"{run['id']} ended with {ended.get('exit')}"] = text
     left = [str(run["id"]) for run in runs if run.get("status") != "finished"]
     notes = []
     if left:

@@ -189,8 +189,8 @@ def _events(folder: RunFolder) -> Section:
         last = [row for row in of_kind if row["step"] == of_kind[-1]["step"]]
         chosen = of_kind if len(of_kind) <= OFTEN else last
         if len(chosen) < len(of_kind):
-            missing.append(f"{len(of_kind) - len(chosen):,} earlier events of kind {kind!r} are not "
-                           "listed; the table events has them")  # fmt: skip
+            missing.append(f"{len(of_kind) - len(chosen):,} earlier events of kind {kind!r} are "
+                           "not listed; the table events has them")  # fmt: skip
         kept += chosen
     texts = [[f"{row['step']:,}", row["kind"] or "", row["block"] or "", row["reason"] or ""]
              for row in sorted(kept, key=lambda row: row["step"])]  # fmt: skip

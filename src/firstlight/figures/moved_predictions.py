@@ -81,7 +81,9 @@ def draw_receiving_classes(compared: ComparedFolder, comparison: str) -> Picture
 def _receives(columns: Columns) -> str:
     growth = columns["received_after"] - columns["received_before"]
     error = columns["received_se"]
-    top = int(np.nanargmax(growth))
+    top, low = int(np.nanargmax(growth)), int(np.nanargmin(growth))
+    if growth[top] <= 0:
+        return f"no class receives more wrong predictions, {columns['name'][low]} fewest of all"
     said = f"{columns['name'][top]} receives {growth[top]:+.1f} wrong predictions a run"
     if np.isnan(error[top]):
         return f"{said}, the most; one run in an arm gives no standard error"
