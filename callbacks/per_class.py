@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from firstlight.callbacks.batches import Adapter, LogitsTap
+from firstlight.callbacks.class_groups_report import report_groups
 from firstlight.callbacks.classes import Classes, check_lengths, dataset_of, find_classes
 from firstlight.callbacks.evaluation import Evaluation, agree
 from firstlight.callbacks.per_class_report import save_examples, show_worst
@@ -25,7 +26,8 @@ class PerClassMonitor(StageCallback):
     ``<stage>/per_class/`` micro, macro, min, p1, p5, worst_1pct, std, worst_class, absent, many,
     medium, few (see `firstlight.functional.summarise_classes`), and writes the table ``per_class``
     of the run folder. The last epoch's predictions, confusions and worst examples are written when
-    fit, validate or test end, with a printed table of the worst classes.
+    fit, validate or test end, with a printed table of the worst classes, and of the groups that the
+    data module's ``class_groups`` puts classes into (the ranks above a species).
 
     Logits are caught on their way through the step's own forward: no second forward pass. Under
     ``DistributedSampler`` padded repeats are not counted. Memory: linear in the classes, and 52
@@ -270,6 +272,8 @@ class PerClassMonitor(StageCallback):
             if not trainer.is_global_zero or self._classes is None or not evaluation.table:
                 continue
             show_worst(evaluation, self._classes, self.worst)
+            write = None if self.records.folder is None else self._writer(evaluation)
+            report_groups(evaluation, offered(trainer.datamodule, "class_groups") or {}, write)
             if self.records.folder is not None and evaluation.in_order and evaluation.first:
                 note = save_examples(
                     self.records.folder.path, evaluation, self.worst, trainer.datamodule
