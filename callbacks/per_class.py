@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from firstlight.callbacks.batches import Adapter, LogitsTap
+from firstlight.callbacks.class_groups_report import report_groups
 from firstlight.callbacks.classes import Classes, check_lengths, dataset_of, find_classes
 from firstlight.callbacks.evaluation import Evaluation, agree
 from firstlight.callbacks.per_class_report import save_examples, show_worst
@@ -27,8 +28,9 @@ class PerClassMonitor(StageCallback):
     medium, few (see `firstlight.functional.summarise_classes`), and writes the table ``per_class``
     of the run folder, beside what the module logged itself (table ``scalars``). The last epoch's
     predictions, confusions and worst examples are written when fit, validate or test end, with a
-    printed table of the worst classes; of several sets of a stage it is the first one's, followed
-    by a table of all of them side by side (see `firstlight.callbacks.shift_report.report_shifts`).
+    printed table of the worst classes, and of the groups that the data module's ``class_groups``
+    puts classes into (the ranks above a species); of several sets of a stage these are the first
+    one's, followed by a table of all sets (`firstlight.callbacks.shift_report.report_shifts`).
 
     Logits are caught on their way through the step's own forward: no second forward pass. Under
     ``DistributedSampler`` padded repeats are not counted. Memory: linear in the classes, and 52
@@ -278,6 +280,8 @@ class PerClassMonitor(StageCallback):
             if not evaluation.first:  # of several sets; they are shown side by side
                 continue
             show_worst(evaluation, self._classes, self.worst)
+            write = None if self.records.folder is None else self._writer(evaluation)
+            report_groups(evaluation, offered(trainer.datamodule, "class_groups") or {}, write)
             if self.records.folder is not None and evaluation.in_order:
                 note = save_examples(
                     self.records.folder.path, evaluation, self.worst, trainer.datamodule

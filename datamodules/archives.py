@@ -107,10 +107,8 @@ def _rows(archive: Path) -> Iterator[tuple[str, int, int]]:
     silent = not console.is_terminal or getattr(rank_zero_only, "rank", 0) != 0
     with archive.open("rb") as file:
         members = _members(file, str(archive))
-        members = track(
-            members, f"Indexing {archive.name}", console=console, transient=True, disable=silent
-        )
-        for tar, member in members:
+        task = f"Indexing {archive.name}"
+        for tar, member in track(members, task, console=console, transient=True, disable=silent):
             name = PurePosixPath(member.name)
             if name.suffix != ".tar":
                 yield str(name), member.offset_data, member.size

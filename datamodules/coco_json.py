@@ -4,7 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Category = Mapping[str, Any]
 
+_NUMBER = re.compile(r"\d+(?=_|$)")
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -124,7 +125,8 @@ def _join(
 
 def folder_number(path: str) -> int | None:
     """Return the number that an image's folder is (``7477``) or begins with (``07477_``)."""
-    number = re.match(r"\d+(?=_|$)", PurePosixPath(path).parent.name)
+    folder = path[: path.rfind("/")]
+    number = _NUMBER.match(folder, folder.rfind("/") + 1)
     return None if number is None else int(number[0])
 
 

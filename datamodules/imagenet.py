@@ -1,34 +1,33 @@
 """ImageNet (ILSVRC 2012) as people keep it, and the subsets that are published as lists."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from firstlight.datamodules.archives import index_archive
-from firstlight.datamodules.image_files import (
-    ImageFiles,
-    LabelledFiles,
-    class_folders,
-    list_images,
-    scan_classes,
-)
+from firstlight.datamodules.image_files import ImageFiles, LabelledFiles, class_folders
 from firstlight.datamodules.image_files_datamodule import (
     IMAGENET_PREPROCESSING,
     ImageFilesDataModule,
 )
+from firstlight.datamodules.imagenet_files import (
+    TRAIN_ARCHIVE,
+    UNKNOWN,
+    VAL_ARCHIVE,
+    check_same_classes,
+    choose_listed,
+    find_train,
+    find_val,
+    has_train,
+    with_labels,
+)
 from firstlight.datamodules.imagenet_labels import readable_names, validation_labels
-from firstlight.datamodules.lists import ImageList, check_disjoint, find_lists, read_list
+from firstlight.datamodules.lists import find_lists, read_list
 from firstlight.datamodules.splits import Sources
 from firstlight.datamodules.subsets import evenly_spaced, number_by, take_fraction
 
-TRAIN_ARCHIVE, VAL_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 MINIVAL = 0.01
 """Share of the training images for validation, as in big_vision (``train[99%:]``)."""
-
-_WNID = re.compile(r"n\d{8}")
-_UNKNOWN = -1  # the class of an image that only a list or the ground truth can tell
 
 
 class ImageNetDataModule(ImageFilesDataModule):
@@ -44,7 +43,8 @@ class ImageNetDataModule(ImageFilesDataModule):
     the training images (big_vision's "minival") and another 1 % is held out; with ImageNet-LT's
     ``val`` list, its 20,000 images (20 of each class, tail classes too: say ``val=official``
     beside numbers selected on them), and a tenth of the training list is held out.
-    ``protocol="legacy"`` trains on everything and validates on the 50,000.
+    ``protocol="legacy"`` trains on everything and validates on the 50,000. Where only validation
+    images lie under ``root``, a network can be validated and tested on them.
 
     Args:
         root: the folder.
@@ -78,6 +78,7 @@ class ImageNetDataModule(ImageFilesDataModule):
         self.root, self.lists, self.fraction = Path(root), lists, fraction
         self.classes = classes
         self.devkit = self.root if devkit is None else Path(devkit)
+        self._trains = True
         self._notes: list[str] = []
         self._settle_preprocessing(IMAGENET_PREPROCESSING)
 
@@ -89,7 +90,7 @@ class ImageNetDataModule(ImageFilesDataModule):
 
     def _names_for_prediction(self) -> list[str] | None:
         train = self.root / "train"
-        if not train.is_dir() and not (self.root / TRAIN_ARCHIVE).is_file():
+        if not has_train(self.root):
             return None
         wnids = class_folders(train) if train.is_dir() else find_train(self.root).classes
         return readable_names(self._chosen(wnids))
@@ -103,193 +104,55 @@ class ImageNetDataModule(ImageFilesDataModule):
             raise ValueError(f"classes: {self.root} has no training images of {unknown[0]}")
         return sorted(set(self.classes))
 
+    def setup(self, stage: str | None = None) -> None:
+        """As in `ImageDataModule`; to validate and test, training images may be missing."""
+        self._trains = stage in (None, "fit")
+        if self._trains and self._splits is not None and not len(self._splits.train):
+            self._splits = None  # refused when it is read again
+        super().setup(stage)
+
     def _find(self) -> dict[str, LabelledFiles]:
-        train, val = find_train(self.root), find_val(self.root)
+        files = {} if self.lists is None else find_lists(self.lists)
+        lists = {split: read_list(file) for split, file in files.items()}
+        val = find_val(self.root)
+        if val is not None and UNKNOWN in val.targets and "test" not in lists:
+            val = with_labels(val, validation_labels(self.devkit))
+        if val is not None and not lists and not self._trains and not has_train(self.root):
+            return self._only_validation(val)
+        train = find_train(self.root)
         sets = {"train": train} | ({} if val is None else {"test": val})
         notes = [] if val is not None else ["no validation images, so there is no test set"]
-        if self.lists is not None:
-            lists = {split: read_list(f) for split, f in find_lists(self.lists).items()}
+        if lists:
             sets |= choose_listed(lists, train, val)
             notes += [f"{split} by {images.file.name}" for split, images in lists.items()]
             if "val" in lists:
                 notes += ["validation has labels beside those trained on: say val=official"]
-        if "test" in sets and _UNKNOWN in sets["test"].targets:
-            sets["test"] = _with_labels(sets["test"], validation_labels(self.devkit))
-        chosen = self._chosen(train.classes)
         if self.classes is None:
-            _check_same_classes(sets, self.root)
-        else:
-            notes += [f"{len(chosen)} of {len(train.classes)} classes"]
-        sets = {split: number_by(files, chosen) for split, files in sets.items()}
+            check_same_classes(sets, self.root)
+        sets = self._in_part(sets, train.classes, notes)
         if self.fraction < 1:
             sets["train"] = take_fraction(sets["train"], self.fraction)
             notes += [f"{self.fraction:g} of the training images of every class"]
         self._notes = ["; ".join(notes)] if notes else []
+        return sets
+
+    def _in_part(
+        self, sets: dict[str, LabelledFiles], wnids: list[str], notes: list[str]
+    ) -> dict[str, LabelledFiles]:
+        """Number by the chosen classes; name them."""
+        chosen = self._chosen(wnids)
+        if self.classes is not None:
+            notes += [f"{len(chosen)} of {len(wnids)} classes"]
         names = readable_names(chosen)
-        return {split: files._replace(classes=names) for split, files in sets.items()}
+        return {
+            split: number_by(files, chosen)._replace(classes=names) for split, files in sets.items()
+        }
+
+    def _only_validation(self, val: LabelledFiles) -> dict[str, LabelledFiles]:
+        self.holdout = 0.0  # there is nothing to hold out
+        self._notes = ["no training images: validation is the test set, do not select on it"]
+        sets = {"train": LabelledFiles([], [], val.classes), "val": val, "test": val}
+        return self._in_part(sets, val.classes, self._notes)
 
     def _divide(self, sets: dict[str, ImageFiles]) -> Sources[ImageFiles]:
         return dataclasses.replace(super()._divide(sets), notes=self._notes)
-
-
-def find_train(root: Path) -> LabelledFiles:
-    """Find the training images, from the folder or else the archive; classes are WordNet ids.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-        ValueError: for a folder that is not named by a WordNet id, or is empty.
-    """
-    if (root / "train").is_dir():
-        train = scan_classes(root / "train")
-    elif (root / TRAIN_ARCHIVE).is_file():
-        train = _by_folder(index_archive(root / TRAIN_ARCHIVE))
-    else:
-        raise FileNotFoundError(
-            f"no ImageNet training images under {root.absolute()}: point root (--data.root) to the "
-            f"folder that has train/<wnid>/*.JPEG or {TRAIN_ARCHIVE}. (Kaggle's copy has it at "
-            "ILSVRC/Data/CLS-LOC)"
-        )
-    strange = next((name for name in train.classes if not _WNID.fullmatch(name)), None)
-    if strange is not None:
-        raise ValueError(
-            f"{root}: the training folder {strange!r} is not a WordNet id such as n01440764; for "
-            "other classes use ImageFolderDataModule"
-        )
-    return train
-
-
-def find_val(root: Path) -> LabelledFiles | None:
-    """Find the validation images; in a flat folder or an archive their class is unknown (-1)."""
-    if (root / "val").is_dir():
-        if class_folders(root / "val"):
-            return scan_classes(root / "val")
-        paths = list_images(root / "val")
-    elif (root / VAL_ARCHIVE).is_file():
-        paths = index_archive(root / VAL_ARCHIVE)
-        if all(_WNID.fullmatch(_tail(path)[0]) for path in paths):
-            return _by_folder(paths)
-    else:
-        return None
-    return LabelledFiles(paths, [_UNKNOWN] * len(paths), [])
-
-
-def _tail(path: str) -> tuple[str, str]:
-    """Folder and name; pathlib takes half a minute for all of ImageNet, this two seconds."""
-    *_, folder, name = f"/{path}".rsplit("/", 2)
-    return folder, name.partition("@")[0]  # what follows is the place in an archive
-
-
-def _by_folder(paths: list[str]) -> LabelledFiles:
-    folders = [_tail(path)[0] for path in paths]
-    classes = sorted(set(folders))
-    place = {name: number for number, name in enumerate(classes)}
-    return LabelledFiles(paths, [place[folder] for folder in folders], classes)
-
-
-def _with_labels(files: LabelledFiles, wnids: Mapping[str, str]) -> LabelledFiles:
-    stems = [_tail(path)[1].partition(".")[0] for path in files.paths]
-    missing = next((stem for stem in stems if stem not in wnids), None)
-    if missing is not None:
-        raise ValueError(f"the ground truth of {len(wnids)} images has no label for {missing}")
-    classes = sorted({wnids[stem] for stem in stems})
-    place = {name: number for number, name in enumerate(classes)}
-    return LabelledFiles(files.paths, [place[wnids[stem]] for stem in stems], classes)
-
-
-def _check_same_classes(sets: Mapping[str, LabelledFiles], root: Path) -> None:
-    trained = {sets["train"].classes[t] for t in set(sets["train"].targets)}
-    for split, files in sets.items():
-        present = {files.classes[t] for t in set(files.targets)}
-        for name in sorted(present ^ trained):
-            has, lacks = (split, "train") if name in present else ("train", split)
-            raise ValueError(
-                f"{root}: class {name} is in {has} but not in {lacks}: complete the copy, or name "
-                "the classes to use (--data.classes)"
-            )
-
-
-def choose_listed(
-    lists: Mapping[str, ImageList], train: LabelledFiles, val: LabelledFiles | None
-) -> dict[str, LabelledFiles]:
-    """Find the images of lists among those on disk, in the lists' order.
-
-    An image is found as ``<class>/<name>``, the class being the folder in the list, or that of the
-    label, or the id before ``_`` in the name; or by its name alone in a flat folder.
-
-    Returns:
-        The files by split, numbered by the sorted ids of ``train``.
-
-    Raises:
-        FileNotFoundError: for images that are not there; names the list, their number and one.
-        ValueError: for a label that does not number the sorted ids, a label that nothing tells, or
-            an image in two splits.
-    """
-    wanted = {
-        key for images in lists.values() for keys in _keys(images, train.classes) for key in keys
-    }
-    there: dict[str, _Image] = {}
-    for files in (train, val) if val is not None else (train,):
-        for path, target in zip(files.paths, files.targets, strict=True):
-            wnid = None if target == _UNKNOWN else files.classes[target]
-            name = _tail(path)[1] if wnid is None else f"{wnid}/{_tail(path)[1]}"
-            if name in wanted:
-                there[name] = _Image(path, wnid)
-    found = {split: _match(images, train.classes, there) for split, images in lists.items()}
-    check_disjoint({split: files.paths for split, files in found.items()})
-    return found
-
-
-class _Image(NamedTuple):
-    """An image on disk; its class is None where the folder does not tell it."""
-
-    path: str
-    wnid: str | None
-
-
-def _keys(images: ImageList, wnids: list[str]) -> list[list[str]]:
-    keys = []
-    for row, path in enumerate(images.paths):
-        folder, name = _tail(path)
-        owners = [folder, name.partition("_")[0]]
-        if images.labels is not None and images.labels[row] < len(wnids):
-            owners.append(wnids[images.labels[row]])
-        keys.append([*(f"{owner}/{name}" for owner in owners), name])
-    return keys
-
-
-def _match(images: ImageList, wnids: list[str], there: Mapping[str, _Image]) -> LabelledFiles:
-    found = [next((there[k] for k in keys if k in there), None) for keys in _keys(images, wnids)]
-    if missing := [row for row, image in enumerate(found) if image is None]:
-        raise FileNotFoundError(
-            f"{images.file} lists {len(found)} images, of which {len(missing)} are not under root, "
-            f"such as {images.paths[missing[0]]} (line {missing[0] + 1}): is the copy complete, "
-            "and ILSVRC 2012? Names of other years differ"
-        )
-    place = {wnid: number for number, wnid in enumerate(wnids)}
-    paths, targets = [], []
-    for row, image in enumerate(found):
-        assert image is not None
-        paths.append(image.path)
-        targets.append(_class_of(images, row, image.wnid, place))
-    return LabelledFiles(paths, targets, wnids)
-
-
-def _class_of(images: ImageList, row: int, wnid: str | None, place: Mapping[str, int]) -> int:
-    """The class that folder and label agree on, or the one of them that there is."""
-    folder = _tail(images.paths[row])[0]
-    listed = folder if _WNID.fullmatch(folder) else None
-    label = None if images.labels is None else images.labels[row]
-    where = f"{images.file}, line {row + 1}: {images.paths[row]}"
-    if wnid and listed and wnid != listed:
-        raise ValueError(f"{where} lies in the folder {wnid}")
-    told = wnid or listed
-    if told is None and label is None:
-        raise ValueError(f"{where}: nothing tells its class; add the label after the path")
-    number = label if told is None else place.get(told)
-    if number is None or number >= len(place) or label not in (None, number):
-        is_ = f"{told} has number {number} among" if told else "there are only"
-        raise ValueError(
-            f"{where} has label {label}, but {is_} the {len(place)} training classes in sorted "
-            "order: are the folders of all classes there?"
-        )
-    return number

@@ -513,3 +513,26 @@ def test_a_run_says_its_place_in_a_study(tmp_path):
     trainer.validate(case.build(), case.loader(), verbose=False)
     run = run_of(tmp_path).run
     assert {key: run[key] for key in study} == study
+
+
+def test_groups_that_the_data_module_knows_are_shown_and_written(tmp_path, capsys):
+    case = MODULES["tuple batch"]
+
+    class Data(L.LightningDataModule):
+        class_groups = {"realm": ["sea", "land", "sea"]}  # noqa: RUF012  # as users write it
+
+        def val_dataloader(self):
+            return case.loader()
+
+    evaluate(case, tmp_path, PerClassMonitor(), loader=Data())
+    run = run_of(tmp_path)
+    counts = run.read("per_class").to_pydict()
+    accuracy = [c / n for c, n in zip(counts["correct"], counts["n"], strict=True)]
+    table = run.read("predictions").to_pydict()
+    near = sum(t % 2 == p % 2 for t, p in zip(table["target"], table["pred"], strict=True))
+    rows = {row["block"]: row for row in run.read("class_groups").to_pylist()}
+    assert rows[""]["value"] == pytest.approx(near / 37)
+    assert rows["land"]["value"] == pytest.approx(accuracy[1])
+    assert rows["sea"]["value"] == pytest.approx((accuracy[0] + accuracy[2]) / 2)
+    assert (rows[""]["n"], rows["sea"]["n"], rows["sea"]["kind"]) == (37, 2, "realm")
+    assert "val: by groups of classes" in capsys.readouterr().out

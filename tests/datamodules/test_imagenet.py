@@ -7,7 +7,7 @@ import published_trees as published
 import pytest
 import torch
 
-from firstlight.datamodules import ImageNetDataModule, imagenet
+from firstlight.datamodules import ImageNetDataModule, imagenet_files
 from firstlight.datamodules.imagenet_labels import readable_names, validation_labels
 
 WNIDS = sorted(published.WNIDS)
@@ -301,8 +301,23 @@ def test_without_validation_images_there_is_no_test_set_and_it_is_said(root):
         data.test_dataloader()
 
 
+@pytest.mark.parametrize("layout", ["folders", "flat"])
+def test_validation_images_alone_can_be_tested_on_but_not_trained(root, flat, layout):
+    where = root if layout == "folders" else flat
+    published.write_devkit(where)
+    shutil.rmtree(where / "train")
+    data = ImageNetDataModule(str(where), img_size=16, num_workers=0)
+    data.setup("test")
+    assert targets_by_name(data) == expected_test()
+    assert data.class_names == NAMES
+    assert len(data.val_dataloader().dataset) == 9
+    assert "no training images: validation is the test set" in data.summary()
+    with pytest.raises(FileNotFoundError, match="no ImageNet training images"):
+        data.setup("fit")
+
+
 def test_names_for_prediction_need_no_image(root, monkeypatch, tmp_path):
-    monkeypatch.setattr(imagenet, "scan_classes", None)
+    monkeypatch.setattr(imagenet_files, "scan_classes", None)
     data = ImageNetDataModule(str(root), classes=["n01440764", "n02012849"])
     data.setup("predict")
     assert data.class_names == ["tench", "crane"]

@@ -13,6 +13,7 @@ from firstlight.functional.class_effects import (
     select_on_half,
     shrink_effects,
 )
+from firstlight.functional.class_groups import GroupAccuracy, group_accuracy, same_group_share
 from firstlight.functional.class_summary import (
     confusion_pairs,
     expected_worst_accuracy,
@@ -154,6 +155,7 @@ __all__ = [
     "ExampleScores",
     "FisherTrace",
     "FocalLoss",
+    "GroupAccuracy",
     "Halves",
     "HeadFeatures",
     "HeadRule",
@@ -217,6 +219,7 @@ __all__ = [
     "fit_squared_head",
     "fit_temperature",
     "fold_in",
+    "group_accuracy",
     "hessian_top_eigenvalue",
     "keyed_generator",
     "label_over_smoothing",
@@ -242,6 +245,7 @@ __all__ = [
     "rank_of_target",
     "received",
     "retrain_last_layer",
+    "same_group_share",
     "score_classifier",
     "score_examples",
     "search_ridges",

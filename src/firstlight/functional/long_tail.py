@@ -146,10 +146,11 @@ def stratified_split(
     taken = torch.zeros(len(labels), dtype=torch.bool)
     if fraction > 0:
         # one sort for all classes: a pass over the examples for each took minutes at 8,142 of them
-        present, counts = labels.unique(return_counts=True)
-        by_class = labels.argsort(stable=True).split(counts.tolist())
-        for label, members in zip(present.tolist(), by_class, strict=True):
-            count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            order = torch.randperm(len(members), generator=keyed_generator(seed, label))
+        by_class, end = labels.argsort(stable=True), 0
+        for label, size in enumerate(torch.bincount(labels).tolist()):
+            members = by_class[end : end + size]
+            end += size
+            count = max(0, min(max(1, round(fraction * size)), size - 1))
+            order = torch.randperm(size, generator=keyed_generator(seed, label))
             taken[members[order[:count]]] = True
     return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
