@@ -9,6 +9,7 @@ saved as JPEG of quality 85, which is not done here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -102,30 +103,38 @@ def _defocus_blur(x: Pixels, disk: tuple[float, float], _: object) -> Pixels:
 
 
 def _smoothed_disk(radius: float, sigma: float) -> Pixels:
-    reach = 8 if radius <= 8 else int(radius)
+    half, reach = (1, 8) if radius <= 8 else (2, int(radius))
     at = np.arange(-reach, reach + 1)
     disk = (at[:, None] ** 2 + at**2 <= radius**2).astype(float)
     disk /= disk.sum()
-    half = 1 if radius <= 8 else 2
     kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
     for axis in (0, 1):
         disk = ndimage.correlate1d(disk, kernel, axis, mode="mirror")
-    return disk  # whose sum is 1.01 at the largest radius, as published
+    zeros = max(0, reach - int(radius) - half)
+    # The sum is 1.01 at the largest radius, as published.
+    return disk[zeros : len(disk) - zeros, zeros : len(disk) - zeros]
 
 
-def _zoom_blur(x: Pixels, zooms: Pixels, _: object) -> Pixels:
-    """Average the image with its own centre at several enlargements."""
-    return (x + sum(_zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
+def _zoom_blur(x: Pixels, zooms: tuple[float, ...], _: object) -> Pixels:
+    """Average the image with its own centre at several enlargements, bilinear ones."""
+    enlarge = _enlarging(len(x), zooms)[:, None]
+    planes = x.transpose(2, 0, 1)
+    total: Pixels = (enlarge @ planes @ enlarge.swapaxes(2, 3)).sum(0) + planes
+    return total.transpose(1, 2, 0) / (len(zooms) + 1)
 
 
-def _zoomed(x: Pixels, zoom: float) -> Pixels:
-    side = len(x)
-    kept = int(np.ceil(side / zoom))
-    top = (side - kept) // 2
-    large: Pixels = ndimage.zoom(x[top : top + kept, top : top + kept], (zoom, zoom, 1), order=1)
-    top = (len(large) - side) // 2
-    return large[top : top + side, top : top + side]
+@lru_cache(maxsize=16)
+def _enlarging(side: int, zooms: tuple[float, ...]) -> Pixels:
+    """Matrices (Z, side, side) that enlarge the middle of a row of pixels to all of it."""
+    matrices = np.empty((len(zooms), side, side))
+    for matrix, zoom in zip(matrices, zooms, strict=True):
+        kept = int(np.ceil(side / zoom))
+        top = (side - kept) // 2
+        large = ndimage.zoom(np.eye(side)[top : top + kept], (zoom, 1), order=1)
+        top = (len(large) - side) // 2
+        matrix[:] = large[top : top + side]
+    return matrices
 
 
 def _fog(x: Pixels, fog: tuple[float, float], generator: np.random.Generator) -> Pixels:
@@ -212,8 +221,8 @@ def _pixels(image: Image.Image) -> Pixels:
     return (np.atleast_3d(np.asarray(image)) + 1e-6) / 255
 
 
-def _up_to(end: float, step: float = 0.01) -> Pixels:
-    return np.arange(1, end, step)
+def _up_to(end: float, step: float = 0.01) -> tuple[float, ...]:
+    return tuple(np.arange(1, end, step).tolist())
 
 
 CORRUPTIONS: dict[str, Corruption] = {
