@@ -113,7 +113,8 @@ def _smoothed_disk(radius: float, sigma: float) -> Pixels:
         disk = ndimage.correlate1d(disk, kernel, axis, mode="mirror")
     zeros = max(0, reach - int(radius) - half)
     # The sum is 1.01 at the largest radius, as published.
-    return disk[zeros : len(disk) - zeros, zeros : len(disk) - zeros]
+    smoothed: Pixels = disk[zeros : len(disk) - zeros, zeros : len(disk) - zeros]
+    return smoothed
 
 
 def _zoom_blur(x: Pixels, zooms: tuple[float, ...], _: object) -> Pixels:
@@ -142,7 +143,7 @@ def _fog(x: Pixels, fog: tuple[float, float], generator: np.random.Generator) ->
     height, decay = fog
     size = 1 << (max(x.shape[:2]) - 1).bit_length()
     cloud = _cloud(size, decay, generator)[: x.shape[0], : x.shape[1], None]
-    brightest = x.max()
+    brightest = float(x.max())
     return (x + height * cloud) * brightest / (brightest + height)
 
 
@@ -176,7 +177,7 @@ def _cloud(size: int, decay: float, generator: np.random.Generator) -> Pixels:
 
 def _brightness(x: Pixels, added: float, _: object) -> Pixels:
     """Add to the value of HSV: hue and saturation stay."""
-    value = x.max(2, keepdims=True)
+    value: Pixels = x.max(2, keepdims=True)
     brighter = (value + added).clip(0, 1)
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
@@ -185,7 +186,8 @@ def _saturate(x: Pixels, change: tuple[float, float], _: object) -> Pixels:
     """Scale and shift the saturation of HSV; grey, which has no hue, turns to red as published."""
     if x.shape[2] == 1:
         return x
-    value, low = x.max(2, keepdims=True), x.min(2, keepdims=True)
+    value: Pixels = x.max(2, keepdims=True)
+    low: Pixels = x.min(2, keepdims=True)
     saturation = (value - low) / np.where(value > 0, value, 1)
     factor, added = change
     wanted = (saturation * factor + added).clip(0, 1)
@@ -196,7 +198,7 @@ def _saturate(x: Pixels, change: tuple[float, float], _: object) -> Pixels:
 
 
 def _contrast(x: Pixels, factor: float, _: object) -> Pixels:
-    mean = x.mean((0, 1), keepdims=True)
+    mean: Pixels = x.mean((0, 1), keepdims=True)
     return (x - mean) * factor + mean
 
 
