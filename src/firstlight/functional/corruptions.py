@@ -194,7 +194,8 @@ def _saturate(x: Pixels, change: tuple[float, float], _: object) -> Pixels:
     red = value * np.concatenate([np.ones_like(wanted), 1 - wanted, 1 - wanted], axis=2)
     coloured = saturation > 0
     moved = value - (value - x) * wanted / np.where(coloured, saturation, 1)
-    return np.where(coloured, moved, red)
+    result: Pixels = np.where(coloured, moved, red)
+    return result
 
 
 def _contrast(x: Pixels, factor: float, _: object) -> Pixels:
