@@ -101,17 +101,17 @@ def report_shifts(
 def _compare(evaluation: Evaluation, own: Evaluation) -> Compared:
     n, correct = _counts(evaluation)
     whole = _row(evaluation.split, "", n, correct, own)
-    names: list[str] = getattr(evaluation.dataset, "sections", None) or []
+    data, table = evaluation.dataset, evaluation.table
+    names: list[str] = getattr(data, "sections", None) or []
     sections: list[Row] = []
-    mce, baseline = None, getattr(evaluation.dataset, "baseline_errors", None) or {}
-    if len(names) > 1 and evaluation.in_order and evaluation.table:
-        table = evaluation.table
-        numbers = np.asarray(evaluation.dataset.section_numbers)[table["idx"]]
+    mce, baseline = None, getattr(data, "baseline_errors", None) or {}
+    if data is not None and len(names) > 1 and evaluation.in_order and table:
+        numbers = np.asarray(data.section_numbers)[table["idx"]]
         parts = section_counts(table["target"], table["pred"], numbers, (len(names), len(n)))
         sections = [
-            _row(evaluation.split, name, *counts, own)
-            for name, *counts in zip(names, *parts, strict=True)
-            if counts[0].any()  # a run of limited batches sees a part
+            _row(evaluation.split, name, part_n, part_correct, own)
+            for name, part_n, part_correct in zip(names, *parts, strict=True)
+            if part_n.any()  # a run of limited batches sees a part
         ]
         top1 = [row.accuracy.top1 for row in sections]
         arranged = by_corruption([row.section for row in sections], top1)

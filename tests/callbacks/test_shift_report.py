@@ -1,5 +1,8 @@
 """Several test sets side by side: tables, scalars and print, against the predictions themselves."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +152,29 @@ def test_one_set_has_no_table_and_a_second_monitor_its_own_keys(sets, tmp_path):
     assert {r["set"] for r in folder.read("shifts").to_pylist()} == {
         "test/again", "test/c/again", "test/few/again",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(tmp_path):
+    """Of 359 images two ranks get 360: one is a repeat."""
+    script, found = tmp_path / "main.py", []
+    script.write_text("from firstlight.cli import main\n\nmain()\n")
+    for devices in (1, 2):
+        root = tmp_path / str(devices)
+        parts = (
+            f"--config=firstlight:{n}" for n in ("experiment/digits_lt", "test_sets/corrupted")
+        )
+        command = [
+            sys.executable, str(script), "test", *parts,
+            "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+            f"--trainer.devices={devices}", f"--trainer.default_root_dir={root}",
+            *(["--trainer.strategy=ddp"] if devices == 2 else []),
+        ]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.stdout.count("corrupted: accuracy % by section and severity") == 1
+        (file,) = root.rglob("run.json")
+        folder = RunFolder.open(file.parent)
+        found.append([folder.read(t).to_pylist() for t in ("shifts", "shift_classes")])
+    assert len(found[0][0]) == 2 + 30
+    assert found[0] == found[1]

@@ -113,6 +113,8 @@ def test_noise_has_the_moments_of_its_law(name, level):
         assert parameter == c
         if name == "impulse_noise":
             assert set(np.unique(made)) == {0, X, 1}
+            hit = (made != X).mean()
+            assert hit == pytest.approx(c, abs=4 * (c * (1 - c) / DRAWS) ** 0.5)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,7 +183,9 @@ def test_fog_is_the_published_blend():
     image[0, 0] = 204
     found = corrupt(image, "fog", 4, rng(5))
     cloud = _cloud(32, 2.0, rng(5))[..., None]
-    assert np.abs(found - (image / 255 + cloud) * 0.8 / 1.8 * 255).max() < 1 + 1e-6
+    wanted = (image / 255 + cloud) * 0.8 / 1.8 * 255
+    assert np.abs(found - wanted).max() < 1 + 1e-6
+    assert np.array_equal(found, np.floor(wanted))
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

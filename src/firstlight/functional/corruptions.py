@@ -9,6 +9,7 @@ saved as JPEG of quality 85, which is not done here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -102,30 +103,39 @@ def _defocus_blur(x: Pixels, disk: tuple[float, float], _: object) -> Pixels:
 
 
 def _smoothed_disk(radius: float, sigma: float) -> Pixels:
-    reach = 8 if radius <= 8 else int(radius)
+    half, reach = (1, 8) if radius <= 8 else (2, int(radius))
     at = np.arange(-reach, reach + 1)
     disk = (at[:, None] ** 2 + at**2 <= radius**2).astype(float)
     disk /= disk.sum()
-    half = 1 if radius <= 8 else 2
     kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
     for axis in (0, 1):
         disk = ndimage.correlate1d(disk, kernel, axis, mode="mirror")
-    return disk  # whose sum is 1.01 at the largest radius, as published
+    zeros = max(0, reach - int(radius) - half)
+    # The sum is 1.01 at the largest radius, as published.
+    smoothed: Pixels = disk[zeros : len(disk) - zeros, zeros : len(disk) - zeros]
+    return smoothed
 
 
-def _zoom_blur(x: Pixels, zooms: Pixels, _: object) -> Pixels:
-    """Average the image with its own centre at several enlargements."""
-    return (x + sum(_zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
+def _zoom_blur(x: Pixels, zooms: tuple[float, ...], _: object) -> Pixels:
+    """Average the image with its own centre at several enlargements, bilinear ones."""
+    enlarge = _enlarging(len(x), zooms)[:, None]
+    planes = x.transpose(2, 0, 1)
+    total: Pixels = (enlarge @ planes @ enlarge.swapaxes(2, 3)).sum(0) + planes
+    return total.transpose(1, 2, 0) / (len(zooms) + 1)
 
 
-def _zoomed(x: Pixels, zoom: float) -> Pixels:
-    side = len(x)
-    kept = int(np.ceil(side / zoom))
-    top = (side - kept) // 2
-    large: Pixels = ndimage.zoom(x[top : top + kept, top : top + kept], (zoom, zoom, 1), order=1)
-    top = (len(large) - side) // 2
-    return large[top : top + side, top : top + side]
+@lru_cache(maxsize=16)
+def _enlarging(side: int, zooms: tuple[float, ...]) -> Pixels:
+    """Matrices (Z, side, side) that enlarge the middle of a row of pixels to all of it."""
+    matrices = np.empty((len(zooms), side, side))
+    for matrix, zoom in zip(matrices, zooms, strict=True):
+        kept = int(np.ceil(side / zoom))
+        top = (side - kept) // 2
+        large = ndimage.zoom(np.eye(side)[top : top + kept], (zoom, 1), order=1)
+        top = (len(large) - side) // 2
+        matrix[:] = large[top : top + side]
+    return matrices
 
 
 def _fog(x: Pixels, fog: tuple[float, float], generator: np.random.Generator) -> Pixels:
@@ -133,7 +143,7 @@ def _fog(x: Pixels, fog: tuple[float, float], generator: np.random.Generator) ->
     height, decay = fog
     size = 1 << (max(x.shape[:2]) - 1).bit_length()
     cloud = _cloud(size, decay, generator)[: x.shape[0], : x.shape[1], None]
-    brightest = x.max()
+    brightest = float(x.max())
     return (x + height * cloud) * brightest / (brightest + height)
 
 
@@ -167,7 +177,7 @@ def _cloud(size: int, decay: float, generator: np.random.Generator) -> Pixels:
 
 def _brightness(x: Pixels, added: float, _: object) -> Pixels:
     """Add to the value of HSV: hue and saturation stay."""
-    value = x.max(2, keepdims=True)
+    value: Pixels = x.max(2, keepdims=True)
     brighter = (value + added).clip(0, 1)
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
@@ -176,18 +186,20 @@ def _saturate(x: Pixels, change: tuple[float, float], _: object) -> Pixels:
     """Scale and shift the saturation of HSV; grey, which has no hue, turns to red as published."""
     if x.shape[2] == 1:
         return x
-    value, low = x.max(2, keepdims=True), x.min(2, keepdims=True)
+    value: Pixels = x.max(2, keepdims=True)
+    low: Pixels = x.min(2, keepdims=True)
     saturation = (value - low) / np.where(value > 0, value, 1)
     factor, added = change
     wanted = (saturation * factor + added).clip(0, 1)
     red = value * np.concatenate([np.ones_like(wanted), 1 - wanted, 1 - wanted], axis=2)
     coloured = saturation > 0
     moved = value - (value - x) * wanted / np.where(coloured, saturation, 1)
-    return np.where(coloured, moved, red)
+    result: Pixels = np.where(coloured, moved, red)
+    return result
 
 
 def _contrast(x: Pixels, factor: float, _: object) -> Pixels:
-    mean = x.mean((0, 1), keepdims=True)
+    mean: Pixels = x.mean((0, 1), keepdims=True)
     return (x - mean) * factor + mean
 
 
@@ -212,8 +224,8 @@ def _pixels(image: Image.Image) -> Pixels:
     return (np.atleast_3d(np.asarray(image)) + 1e-6) / 255
 
 
-def _up_to(end: float, step: float = 0.01) -> Pixels:
-    return np.arange(1, end, step)
+def _up_to(end: float, step: float = 0.01) -> tuple[float, ...]:
+    return tuple(np.arange(1, end, step).tolist())
 
 
 CORRUPTIONS: dict[str, Corruption] = {
