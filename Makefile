@@ -56,6 +56,7 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/unfreezing.py
 	$(BIN)/python benchmarks/last_layer_solver.py
 	$(BIN)/python benchmarks/class_effects.py
+	$(BIN)/python benchmarks/weight_noise.py && $(BIN)/python benchmarks/weight_noise_width.py
 	@echo "With data of your own: benchmarks/{finetune_cifar10,cifar10_lt_methods,last_layer_scale,batchnorm_warmup}.py"
 
 clean:

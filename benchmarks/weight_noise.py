@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 from side_by_side import publish, ratio
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from firstlight.callbacks import WeightNoise
 from firstlight.functional import NoiseRule, noise_groups, perturb_weights
@@ -61,20 +62,21 @@ class Side(L.Callback):
         self.turn, self.done = threading.Semaphore(0), threading.Semaphore(0)
         noise = [] if options is None else [WeightNoise(**{"noise_free": 0, **options})]
         self.callbacks, self.name, self.error = [self, *noise], name, None
-        self.thread = threading.Thread(target=self.train)
+        self.thread = threading.Thread(target=self.train, daemon=True)
         self.thread.start()
 
     def train(self) -> None:
         """The thread."""
         count = BATCHES.get(self.name, 4)
         batch = torch.randn(count, 3, 224, 224), torch.randint(10, (count,))
+        loader = DataLoader([batch] * self.steps, batch_size=None)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 L.Trainer(
                     max_steps=self.steps, accelerator=self.device, devices=1, logger=False,
                     enable_checkpointing=False, enable_progress_bar=False,
                     enable_model_summary=False, default_root_dir=folder, callbacks=self.callbacks,
-                ).fit(Trained(self.name), [batch] * self.steps)  # fmt: skip
+                ).fit(Trained(self.name), loader)  # fmt: skip
         except BaseException as error:
             self.error = error
             self.done.release()
