@@ -196,18 +196,32 @@ def test_a_worker_killed_in_mid_run_and_a_run_that_fails(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_between_fit_and_test(whole, tmp_path):
+def test_a_run_killed_between_fit_and_test(whole):
     """The fit has nothing left to do; the evaluation goes on in the run's folder."""
-    folder = copytree(whole, tmp_path / "copy")
-    for file in (folder / "work").rglob("*.yaml"):  # a moved study resumes where it is now
-        file.write_text(file.read_text().replace(str(whole), str(folder)))
-    run = RunFolder.open(folder / "runs" / FIRST)
+    before = predictions(whole, FIRST)
+    run = RunFolder.open(whole / "runs" / FIRST)
     for table in ("per_class", "predictions", "confusions"):
         for part in (run.path / table).glob("*-test.parquet"):
             part.unlink()
+    attempts = StudyFolder.open(whole).run(FIRST)["attempts"]
+    assert study(tiny(), whole, sequential=True) is not None
+    assert predictions(whole, FIRST) == before
+    entry = StudyFolder.open(whole).run(FIRST)
+    assert entry["attempts"] == attempts + 1
+    assert "goes on from its checkpoint" in entry["note"]
+    assert sorted(p.name for p in (whole / "runs").iterdir()) == [FIRST, SECOND]
+
+
+@pytest.mark.slow
+def test_a_half_run_of_a_study_that_was_moved_begins_anew(whole, tmp_path):
+    """Its checkpoint would go on in the old place."""
+    folder = copytree(whole, tmp_path / "moved")
+    (folder / "runs" / FIRST / "run.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     assert study(tiny(), folder, sequential=True) is not None
+    assert StudyFolder.open(folder).run(FIRST)["note"] == "begins anew: the study has been moved"
     assert predictions(folder, FIRST) == predictions(whole, FIRST)
-    assert StudyFolder.open(folder).run(FIRST)["attempts"] == 2
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
 @pytest.mark.slow

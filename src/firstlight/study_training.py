@@ -107,13 +107,15 @@ def _stop(folder: StudyFolder, running: Mapping[str, Worker]) -> None:
 def _prepared(folder: StudyFolder, run: PlannedRun) -> tuple[list[str], Path]:
     """Write the run's configuration; return the command that trains it, or goes on, and its log."""
     entry, work = folder.run(run.id), folder.path / "work" / run.id
-    checkpoint, step = _resume_point(work)
+    moved = _was_elsewhere(work / "config.yaml", run)
+    checkpoint, step = (None, 0) if moved else _resume_point(work)
     if checkpoint is None:  # what is left of a run without a checkpoint cannot be gone on with
         for left in (folder.path / entry["folder"], work / "checkpoints"):
             rmtree(left, ignore_errors=True)
     with replacing(work / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(run.config, sort_keys=False))
     note = "begins" if not entry["attempts"] else "begins anew: there is no checkpoint"
+    note = "begins anew: the study has been moved" if moved else note
     if checkpoint is not None:
         note = f"goes on from its checkpoint at step {step}"
     entry.update(status="running", attempts=entry["attempts"] + 1, note=note, error=None)
@@ -124,6 +126,14 @@ def _prepared(folder: StudyFolder, run: PlannedRun) -> tuple[list[str], Path]:
     resume = [] if checkpoint is None else [str(checkpoint)]
     return [sys.executable, "-m", "firstlight.study_run", str(work / "config.yaml"),
             folder.study["split"], *resume], log  # fmt: skip
+
+
+def _was_elsewhere(config: Path, run: PlannedRun) -> bool:
+    """Whether the run began in another folder, into which its checkpoint would go on writing."""
+    if not config.exists():
+        return False
+    before: str = yaml.safe_load(config.read_text())["trainer"]["default_root_dir"]
+    return before != run.config["trainer"]["default_root_dir"]
 
 
 def _resume_point(work: Path) -> tuple[Path | None, int]:
