@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from scipy.stats import norm, rankdata, ttest_ind
+from scipy.stats import norm, rankdata, sem, ttest_ind
+from scipy.stats import t as student
 from simulated_runs import Cell, null_runs, runs_of, with_effects, write_runs
 
 from firstlight.compare import compare
@@ -64,6 +65,12 @@ def test_small_multiples_hold_the_means_of_their_class(compared):
         np.testing.assert_allclose(line.get_ydata(orig=False), 100 * means[:, c])
         np.testing.assert_allclose(line.get_xdata(orig=False), STRENGTHS)
         assert f"class {c} " in axes.get_title(loc="left")
+        (bars,) = axes.containers
+        for arm, segment in enumerate(bars[2][0].get_segments()):
+            values = 100 * runs.accuracy[runs.arms == arm, c]
+            if np.ptp(values):
+                interval = student.interval(0.95, 3, values.mean(), sem(values))
+                np.testing.assert_allclose(segment[:, 1], interval)
         dashed = next(one for one in axes.lines if one.get_linestyle() == "--")
         np.testing.assert_allclose(dashed.get_ydata(), 100 * means.mean(1))
 
@@ -109,10 +116,14 @@ def test_evidence_is_each_class_s_p(compared):
 
 
 def test_accuracy_before_is_the_first_arm_s(compared):
+    """The correlation that is said is with the mean of both arms, by numpy on ranks."""
     folder, runs, _ = compared
-    (axes,) = draw_by_accuracy(folder, LAST).figure.axes
-    dots = axes.lines[1]
-    np.testing.assert_allclose(dots.get_xdata(), 100 * runs.accuracy[runs.arms == 0].mean(0))
+    picture = draw_by_accuracy(folder, LAST)
+    (axes,) = picture.figure.axes
+    before, after = (runs.accuracy[runs.arms == arm].mean(0) for arm in (0, 2))
+    np.testing.assert_allclose(axes.lines[1].get_xdata(), 100 * before)
+    rho = np.corrcoef(rankdata(np.round(before + after, 9)), rankdata(np.round(after - before, 9)))
+    assert numbers(picture.finding)[0] == pytest.approx(rho[0, 1], abs=0.006)
 
 
 def test_the_tilt_is_no_regression_to_the_mean():
@@ -127,7 +138,8 @@ def test_the_tilt_is_no_regression_to_the_mean():
         before, after = accuracy[:2].mean(0), accuracy[2:].mean(0)
         against_before.append(np.corrcoef(rankdata(before), rankdata(after - before))[0, 1])
         said = _tilt((before + after) / 2, after - before)
-        rho = np.corrcoef(rankdata(before + after), rankdata(after - before))[0, 1]
+        ranks = [rankdata(values.round(9)) for values in (before + after, after - before)]
+        rho = np.corrcoef(*ranks)[0, 1]
         assert numbers(said)[0] == pytest.approx(rho, abs=0.006)
         alarms += "fare worse" in said
     assert np.mean(against_before) < -0.2
