@@ -27,6 +27,12 @@ def member_path(archive: str, offset: int, size: int, name: str) -> str:
     return f"{archive}/{name}@{offset}+{size}"
 
 
+def without_place(path: str) -> str:
+    """Return ``archive/name`` of a member, and the path of a file as it is."""
+    match = _MEMBER.fullmatch(path)
+    return path if match is None else f"{match[1]}/{match[2]}"
+
+
 def member_bytes(path: str) -> bytes | None:
     """Return the content of an archive's member, or None for the path of a file.
 

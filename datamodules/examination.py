@@ -3,10 +3,13 @@
 import hashlib
 import os
 import warnings
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
+
+from firstlight.datamodules.archives import member_bytes
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -59,10 +62,12 @@ def examine(path: str) -> ImageFacts:
     """
     facts = ImageFacts(path)
     try:
-        facts = facts._replace(size=os.path.getsize(path))  # noqa: PTH202  # Path is slow for 10^6
+        content = member_bytes(path)
+        size = os.path.getsize(path) if content is None else len(content)  # noqa: PTH202  # Path is slow for 10^6
+        facts = facts._replace(size=size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is reported
-            with Image.open(path) as image:
+            with Image.open(path if content is None else BytesIO(content)) as image:
                 facts = facts._replace(
                     format=image.format,
                     mode=image.mode,

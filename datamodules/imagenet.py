@@ -79,6 +79,7 @@ class ImageNetDataModule(ImageFilesDataModule):
         self.classes = classes
         self.devkit = self.root if devkit is None else Path(devkit)
         self._trains = True
+        self._wnids: list[str] = []
         self._notes: list[str] = []
         self._settle_preprocessing(IMAGENET_PREPROCESSING)
 
@@ -103,6 +104,12 @@ class ImageNetDataModule(ImageFilesDataModule):
         if unknown := sorted(set(self.classes) - set(wnids)):
             raise ValueError(f"classes: {self.root} has no training images of {unknown[0]}")
         return sorted(set(self.classes))
+
+    @property
+    def class_ids(self) -> list[str]:
+        """WordNet ids by class number: what folders of further test sets are called."""
+        self._ready  # noqa: B018  # raises before setup
+        return list(self._wnids)
 
     def setup(self, stage: str | None = None) -> None:
         """As in `ImageDataModule`; to validate and test, training images may be missing."""
@@ -140,7 +147,7 @@ class ImageNetDataModule(ImageFilesDataModule):
         self, sets: dict[str, LabelledFiles], wnids: list[str], notes: list[str]
     ) -> dict[str, LabelledFiles]:
         """Number by the chosen classes; name them."""
-        chosen = self._chosen(wnids)
+        self._wnids = chosen = self._chosen(wnids)
         if self.classes is not None:
             notes += [f"{len(chosen)} of {len(wnids)} classes"]
         names = readable_names(chosen)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from firstlight.datamodules.archives import without_place
 from firstlight.datamodules.examination import SUFFIXES, ImageFacts
 
 Severity = Literal["error", "warning", "note"]
@@ -90,7 +91,7 @@ def _shape(facts: ImageFacts) -> str:
 
 
 def _misnamed(facts: ImageFacts) -> bool:
-    suffix = Path(facts.path).suffix.lower()
+    suffix = Path(without_place(facts.path)).suffix.lower()
     return facts.format is not None and suffix not in SUFFIXES.get(facts.format, (suffix,))
 
 

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path, PurePath
 
 import published_trees as published
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from firstlight.datamodules import ImageNetDataModule, imagenet_files
+from firstlight.data_check import data_check
+from firstlight.datamodules import ImageFolderShift, ImageNetDataModule, imagenet_files
 from firstlight.datamodules.imagenet_labels import readable_names, validation_labels
 
 WNIDS = sorted(published.WNIDS)
@@ -42,7 +44,7 @@ def name_of(path):
 
 def targets_by_name(data):
     """Target by file name."""
-    dataset = data.test_dataloader().dataset
+    dataset = data._ready.test
     names = [name_of(path) for path in dataset.paths]
     return dict(zip(names, dataset.targets, strict=True))
 
@@ -157,6 +159,26 @@ def test_a_cut_off_archive_is_refused_in_setup(root, tmp_path):
         ready(packed)
 
 
+def test_archives_are_checked_like_folders(root, tmp_path):
+    """`firstlight data check`; the images of these trees are smaller than 224 px."""
+    packed = published.write_archives(root, tmp_path / "packed")
+    facts = []
+    for where in (root, packed):
+        found = data_check(ready(where), tmp_path / "report")
+        columns = pq.read_table(tmp_path / "report/files.parquet").to_pydict()
+        pairs = zip(columns["size"], columns["pixels"], strict=True)
+        facts.append((sorted(map(str, found)), sorted(pairs)))
+    assert facts[0] == facts[1]
+
+
+def test_further_sets_find_their_classes_by_wordnet_id(root, tmp_path):
+    for label, wnid in list(enumerate(WNIDS))[1:]:
+        published.save_image(tmp_path / "sketch" / wnid / "1.JPEG", label, 0)
+    data = ready(root, test_sets={"sketch": ImageFolderShift(str(tmp_path / "sketch"))})
+    assert data.class_ids == WNIDS
+    assert data.test_dataloader()["sketch"].dataset.targets == [1, 2]
+
+
 # ImageNet-LT
 
 
@@ -265,10 +287,10 @@ def test_some_classes_are_numbered_anew_and_said(root):
 
 
 def test_a_fraction_is_stratified_the_same_for_all_seeds_and_said(root):
-    one, other = (ready(root, fraction=0.5, seed=s, val=0, holdout=0) for s in (0, 1))
-    assert one.class_counts == [7, 5, 2]  # 9 - round(4.5): half to even
+    one, other = (ready(root, fraction=0.3, seed=s, val=0, holdout=0) for s in (0, 1))
+    assert one.class_counts == [4, 3, 1]  # of 14, 9 and 4
     assert one._ready.train.paths == other._ready.train.paths
-    assert "0.5 of the training images of every class" in one.summary()
+    assert "0.3 of the training images of every class" in one.summary()
     assert len(targets_by_name(one)) == 9
     with pytest.raises(ValueError, match=r"\(0, 1\], got 0"):
         ImageNetDataModule(str(root), fraction=0)
