@@ -58,11 +58,12 @@ def accuracy(data, rows=slice(None)):
     return float(right.double().mean()), np.array(by_class)
 
 
-def run(tmp_path, sets, **kwargs):
+def run(tmp_path, sets, limit=None, **kwargs):
     logger = CSVLogger(tmp_path)
     trainer = Trainer(
         accelerator="cpu", logger=logger, callbacks=[PerClassMonitor(**kwargs)],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        limit_test_batches=limit,
     )  # fmt: skip
     trainer.test(
         Passes(), {k: DataLoader(d, batch_size=32) for k, d in sets.items()}, verbose=False
@@ -106,6 +107,14 @@ def test_tables_are_those_of_the_predictions(sets, tmp_path):
     for c in range(4):  # sections add up to the whole
         assert by_section["test/c", True, c] == by_section["test/c", False, c]
     assert len(classes) == 4 * len(rows)
+
+
+def test_limited_batches_report_the_sections_that_they_reach(sets, tmp_path):
+    _, _, folder = run(tmp_path, sets, limit=2)
+    rows = [r for r in folder.read("shifts").to_pylist() if r["set"] == "test/c"]
+    assert [(r["section"], r["n"]) for r in rows] == [
+        ("", 64), ("snow/1", 30), ("snow/5", 30), ("fog/1", 4),
+    ]  # fmt: skip
 
 
 def test_scalars_are_few_and_reach_the_logger(sets, tmp_path):
