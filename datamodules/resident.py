@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from firstlight.datamodules.base import ImageDataModule
+from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.loaders import ResidentLoader
 from firstlight.datamodules.preprocessing import Preprocessing
 from firstlight.datamodules.samplers import fixed_order
@@ -54,7 +55,7 @@ class EvaluationPipeline:
 
 
 class TrainingPipeline:
-    """Chosen images, each randomly cropped, flipped and erased, then resized and normalised.
+    """Chosen images, each randomly cropped, resized, flipped, normalised and erased.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -77,22 +78,16 @@ class TrainingPipeline:
         self.device, self._how = device, how
         self._size = (images.shape[2], images.shape[3])
         self._images = augment.pad(images.to(device), padding).contiguous()
-        self._padding, self._flip, self._erasing = padding, horizontal_flip, erasing
+        self._padding = padding
+        self._augment = BatchAugmentation(how, device, 0.5 * horizontal_flip, erasing=erasing)
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return float32 (B, C, img_size, img_size), drawn from ``generator`` alone."""
-        count, how = len(index), self._how
-        offsets = augment.draw_crop_offsets(count, self._padding, generator)
+        offsets = augment.draw_crop_offsets(len(index), self._padding, generator)
         batch = augment.crop(self._images, index, offsets.to(self.device), self._size)
-        if self._flip:
-            batch = augment.flip(batch, augment.draw_flips(count, generator))
-        size = (how.img_size, how.img_size)
-        batch = augment.resize(batch, size, how.interpolation)
-        batch = augment.normalize(batch, how.mean, how.std)
-        if self._erasing > 0:
-            boxes = augment.draw_erasing_boxes(count, size, generator, self._erasing)
-            batch = augment.erase(batch, boxes.to(self.device))
-        return batch
+        size = (self._how.img_size, self._how.img_size)
+        batch = augment.resize(batch, size, self._how.interpolation)
+        return self._augment(batch, self._augment.draw(len(index), size, generator))
 
 
 class ResidentDataModule(ImageDataModule[ResidentImages]):
