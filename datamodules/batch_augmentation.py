@@ -66,8 +66,8 @@ class BatchAugmentation:
             jitter = augment.ColorJitter(*(part.to(self.device) for part in jitter))
         boxes = None if boxes is None else boxes.to(self.device)
         batch = torch.empty(images.shape, dtype=torch.float32, device=self.device)
-        in_parts = self.device.type == "cpu" and images[0].numel() > _LARGE
-        step = _AT_ONCE if in_parts else len(images)
+        in_parts = self.device.type == "cpu" and images.shape[1:].numel() > _LARGE
+        step = _AT_ONCE if in_parts else max(1, len(images))
         for first in range(0, len(images), step):
             part = slice(first, first + step)
             one = batch[part].copy_(images[part])

@@ -159,7 +159,7 @@ def _unpacked(array: NDArray[np.uint8]) -> list[str]:
 
 def _load(file: Path) -> dict[str, NDArray[Any]] | None:
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             columns = dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there or damaged: made anew
         return None

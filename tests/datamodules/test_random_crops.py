@@ -129,7 +129,7 @@ def crops(size=32, kind=None, interpolation="bicubic", scale=SCALE):
 
 
 def test_crops_are_drawn_as_torchvision_draws_them():
-    """Exactly: the same generator gives the same crop and flip, the image's whole range of sizes."""
+    """Exactly: the same generator gives the same crop, and leaves the same state."""
     reader = crops()
     for seed in range(200):
         height, width = 20 + seed * 7 % 300, 20 + seed * 11 % 300
@@ -270,7 +270,7 @@ def test_bombs_and_deep_images_are_refused_by_name(tmp_path, monkeypatch):
 def test_the_decoder_is_chosen_by_name(monkeypatch):
     assert choose_decoder("pil") is None
     assert choose_decoder("auto") is choose_decoder("fast") is best_decoder()
-    with pytest.raises(ValueError, match="decoder is one of .*'turbo'"):
+    with pytest.raises(ValueError, match=r"decoder is one of .*'turbo'"):
         choose_decoder("turbo")
     monkeypatch.setattr("firstlight.datamodules.random_crops.best_decoder", lambda: None)
     assert choose_decoder("auto") is None

@@ -160,7 +160,7 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     writing into some; of large ones on the CPU it is slower.
     """
     count = len(images)
-    if images.device.type == "cpu" and images[0].numel() > _LARGE:
+    if images.device.type == "cpu" and images.shape[1:].numel() > _LARGE:
         mirrored = images.clone()
         for number in flips.nonzero().flatten().tolist():
             mirrored[number] = images[number].flip(-1)
