@@ -97,5 +97,5 @@ def test_batches_do_not_change_what_is_done_to_an_example(folder_root, workers):
 
 @pytest.mark.parametrize("jitter", [-0.1])
 def test_impossible_strengths_are_refused(jitter):
-    with pytest.raises(ValueError, match="color_jitter is 0 or above, got -0.1"):
+    with pytest.raises(ValueError, match=r"color_jitter is 0 or above, got -0\.1"):
         ImageFolderDataModule(color_jitter=jitter)

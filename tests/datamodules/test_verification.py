@@ -52,7 +52,9 @@ def test_bad_images_are_named_or_skipped_and_counted(folder_root, spoil):
     spoil(file)
     with pytest.raises((ValueError, FileNotFoundError), match=r"bee/004\.jpg.*on_bad_image='skip'"):
         data(folder_root)
-    with pytest.warns(UserWarning, match=r"1 images cannot be read and are left out: .*bee/004\.jpg"):
+    with pytest.warns(
+        UserWarning, match=r"1 images cannot be read and are left out: .*bee/004\.jpg"
+    ):
         made = data(folder_root, on_bad_image="skip")
     assert made.class_counts == made.full_class_counts == [24, 11, 3]
     loader = made.train_dataloader()
@@ -80,7 +82,9 @@ def test_more_bad_images_than_allowed_are_refused(folder_root):
 def test_a_class_that_loses_all_images_is_refused(folder_root):
     for file in (folder_root / "train/fly").iterdir():
         truncate(file)
-    with pytest.raises(ValueError, match="none of the images of class 'fly' in 'train' can be read"):
+    with pytest.raises(
+        ValueError, match="none of the images of class 'fly' in 'train' can be read"
+    ):
         data(folder_root, on_bad_image="skip")
 
 
