@@ -215,7 +215,7 @@ def main() -> None:
         f"Random crops of JPEG files, resized to {SIZE} px, by decoder",
         rows,
         f"{len(files)} images; time on one core, {arguments.rounds} rounds in turn; ratio by "
-        "round: median, lowest and highest. Mean difference: absolute, in grey levels of 255, to PIL's "
+        "round: median, lowest and highest. Mean difference: absolute, in grey levels, to PIL's "
         "pixels of the same crops, two of each image; top-1 of tf_efficientnet_lite0 on them.",
     )
 

@@ -123,7 +123,7 @@ def _scan(root: Path) -> dict[str, NDArray[Any]]:
             strange[folder] = [n for n in names if not n.lower().endswith(_SUFFIXES)]
             progress.update(task, total=len(images) + len(pending), completed=len(images))
     folders = sorted(images)
-    names, ends = pack([name for folder in folders for name in images[folder]])
+    packed, ends = pack([name for folder in folders for name in images[folder]])
     others = [os.path.join(os.fsencode(f), n) for f in folders[1:] for n in strange[f][:1]]  # noqa: PTH118  # as above
     return {
         "folders": _packed([os.fsencode(folder) for folder in folders]),
@@ -131,7 +131,7 @@ def _scan(root: Path) -> dict[str, NDArray[Any]]:
         "counts": np.array([len(images[folder]) for folder in folders], np.int64),
         "strange": np.array([len(strange[folder]) for folder in folders], np.int64),
         "stranger": _packed(others[:1]),
-        "names": names,
+        "names": packed,
         "ends": ends,
     }
 
