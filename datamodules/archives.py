@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.progress import track
 
+from firstlight.datamodules.tree_index import user_cache
 from firstlight.runfolder import replacing
 
 _MEMBER = re.compile(r"(.+\.tar)/(.+)@(\d+)\+(\d+)")
@@ -86,9 +87,8 @@ def index_archive(archive: Path) -> list[str]:
 
 
 def _cache_file(archive: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     key = hashlib.sha256(str(archive).encode()).hexdigest()[:16]
-    return Path(base).expanduser() / "firstlight" / f"{archive.stem}-{key}.parquet"
+    return user_cache() / f"{archive.stem}-{key}.parquet"
 
 
 def _cached(cache: Path, fingerprint: str) -> pa.Table | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from firstlight.datamodules.image_files import (
     ImageFiles,
     LabelledFiles,
+    Transformed,
     class_folders,
     scan_classes,
 )
@@ -47,7 +48,7 @@ class ShiftedFiles(ImageFiles):
             [target for one in files.values() for target in one.targets],
             list(setting.classes),
         )
-        super().__init__(joined, evaluation_transform(setting.how))
+        super().__init__(joined, Transformed(evaluation_transform(setting.how)))
         self.scored_classes = scored_classes
         self.sections: list[str] = list(files) if len(files) > 1 else []
         self.section_numbers: NDArray[np.int64] = np.repeat(

@@ -1,11 +1,12 @@
 """Image files: finding, decoding and checking them, and data sets that read them."""
 
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -16,35 +17,80 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from firstlight.datamodules.archives import member_bytes
+from firstlight.datamodules.file_table import FileTable
+from firstlight.datamodules.tree_index import IMAGE_SUFFIXES, index_tree
 from firstlight.functional.seeding import keyed_randomness
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-
 R = TypeVar("R")
+
+# what PIL's plugins raise for damaged files
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class LabelledFiles(NamedTuple):
     """Paths, their class numbers, and names by class number."""
 
-    paths: list[str]
+    paths: Sequence[str]
     targets: list[int]
     classes: list[str]
 
 
-def decode(path: str, mode: str = "RGB") -> Image.Image:
-    """Read one image file, or one image within a tar file (see `archives`).
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file, or of one within a tar file (see `archives`).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated or not an image; names it.
+        FileNotFoundError: if there is no such file, or a link leads nowhere.
+        ValueError: if it may not be read, or is empty; names it.
     """
     try:
         content = member_bytes(path)
-        with Image.open(path if content is None else BytesIO(content)) as image:
-            return image.convert(mode)
+        if content is None:
+            with open(path, "rb") as file:  # noqa: PTH123  # Path.read_bytes costs more than a small read
+                content = file.read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"no such image: {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        what = "a link that leads nowhere" if os.path.islink(path) else "no such image"  # noqa: PTH114  # as above
+        raise FileNotFoundError(f"{what}: {path}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror})") from error
+    if not content:
+        raise ValueError(f"{path} is empty: replace the file or remove it")
+    return content
+
+
+def decode(path: str, mode: str = "RGB") -> Image.Image:
+    """Read one image file, as torchvision and timm do.
+
+    Of an animation that is the first picture; the orientation in EXIF data is not applied; CMYK,
+    grey and palettes are converted as PIL does it, transparency is dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or a link leads nowhere.
+        ValueError: if it is empty, truncated, no image, has more than 8 bits a channel, or more
+            pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million by default); names it.
+    """
+    return decode_bytes(read_bytes(path), path, mode)
+
+
+def decode_bytes(content: bytes, path: str, mode: str = "RGB") -> Image.Image:
+    """Decode a file's content as `decode` does; ``path`` is for messages."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
+            return image.convert(mode)
+    except DAMAGE as error:
         raise ValueError(
             f"cannot read {path} as an image ({error}): replace the file or remove it"
         ) from error
@@ -56,16 +102,16 @@ def class_folders(root: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def list_images(root: Path) -> list[str]:
-    """All image files under ``root``, at any depth, sorted by path.
+def list_images(root: Path) -> FileTable:
+    """All image files under ``root``, at any depth, sorted by folder, then by name.
 
     Raises:
         FileNotFoundError: if ``root`` is no folder or holds no image.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder: {root}")
-    images = [path for path in _walk(root) if path.lower().endswith(IMAGE_SUFFIXES)]
-    if not images:
+    images = index_tree(root).images
+    if not len(images):
         raise FileNotFoundError(f"no image under {root}: looked for {', '.join(IMAGE_SUFFIXES)}")
     return images
 
@@ -73,7 +119,8 @@ def list_images(root: Path) -> list[str]:
 def scan_classes(root: Path, classes: Sequence[str] | None = None) -> LabelledFiles:
     """List a tree ``root/<class>/...``; numbers follow the sorted class names.
 
-    Hidden files are skipped; other files that are not images are skipped with a warning.
+    Hidden files are skipped; other files that are not images are skipped with a warning. Large
+    trees are indexed, see `index_tree`.
 
     Args:
         root: a folder of class folders.
@@ -82,35 +129,28 @@ def scan_classes(root: Path, classes: Sequence[str] | None = None) -> LabelledFi
     Raises:
         ValueError: for a folder that is not among ``classes``, or is empty.
     """
-    found = class_folders(root)
-    known = found if classes is None else list(classes)
-    if unknown := sorted(set(found) - set(known)):
+    index = index_tree(root)
+    counts: dict[str, int] = {}
+    for folder, count in zip(index.folders[1:], index.counts[1:].tolist(), strict=True):
+        name = folder.partition(os.sep)[0]
+        counts[name] = counts.get(name, 0) + count
+    known = sorted(counts) if classes is None else list(classes)
+    if unknown := sorted(set(counts) - set(known)):
         raise ValueError(
             f"{root / unknown[0]}: there is no class {unknown[0]!r} in the training set, whose "
             f"classes are {_shown(known)}"
         )
-    if not found:
+    if not counts:
         raise ValueError(f"{root} holds no class folders")
-    paths, targets, strange = [], [], []
-    for name in found:
-        files = _walk(root / name)
-        images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
-        strange += [path for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
-        if not images:
-            raise ValueError(f"class folder {root / name} holds no image: fill it or remove it")
-        paths += images
-        targets += [known.index(name)] * len(images)
-    if strange:
-        rank_zero_warn(f"{len(strange)} files under {root} are no images, such as {strange[0]}")
-    return LabelledFiles(paths, targets, known)
-
-
-def _walk(root: Path) -> list[str]:
-    found = []
-    for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        found += [os.path.join(folder, name) for name in files if not name.startswith(".")]  # noqa: PTH118  # Path is slow for 10^6 files
-    return sorted(found)
+    if empty := [name for name, count in counts.items() if not count]:
+        raise ValueError(f"class folder {root / empty[0]} holds no image: fill it or remove it")
+    numbers = {name: number for number, name in enumerate(known)}
+    targets: list[int] = []
+    for folder, count in zip(index.folders[1:], index.counts[1:].tolist(), strict=True):
+        targets += [numbers[folder.partition(os.sep)[0]]] * count
+    if strange := index.strange[1:].sum():
+        rank_zero_warn(f"{strange} files under {root} are no images, such as {index.stranger}")
+    return LabelledFiles(index.images[int(index.counts[0]) :], targets, known)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -130,42 +170,39 @@ def for_each_file(
             yield from pool.map(function, block)
 
 
-def check_decodable(paths: Sequence[str]) -> None:
-    """Decode every file once.
+class Transformed:
+    """Reads a file by PIL and transforms the image: what evaluation does."""
 
-    Raises:
-        ValueError: at the first that cannot be decoded; names it.
-    """
+    def __init__(self, transform: Callable[[Image.Image], Tensor], mode: str = "RGB") -> None:
+        self._transform, self._mode = transform, mode
 
-    def check(path: str) -> None:
-        decode(path)
-
-    for _ in for_each_file(check, paths, "Checking images"):
-        pass
+    def __call__(self, path: str) -> Tensor:
+        """Return the transformed image of one file."""
+        return self._transform(decode(path, self._mode))
 
 
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Labelled image files; items are (float tensor, int target).
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Labelled image files; items are (what ``read`` makes of a path, int target).
 
-    With a seed, the transform of example i in epoch e draws from torch's CPU generator keyed by
-    (seed, e, i), whose state is restored: so the augmentation depends on no worker, order or
-    earlier epoch. Of an example that is drawn again in an epoch (`Draw`), the key has the number of
-    the draw too.
+    With a seed, what reads example i in epoch e draws from torch's CPU generator keyed by (seed, e,
+    i), whose state is restored: so the augmentation depends on no worker, order or earlier epoch.
+    Of an example that is drawn again in an epoch (`Draw`), the key has the number of the draw too.
 
     Args:
         files: paths, targets and class names.
-        transform: makes a tensor of a PIL image.
-        seed: key of a random transform; None for one that draws nothing.
+        read: makes an example of a path; None for files that are only counted and divided.
+        seed: key of random reading; None where nothing is drawn.
     """
 
     def __init__(
         self,
         files: LabelledFiles,
-        transform: Callable[[Image.Image], Tensor] | None = None,
+        read: Callable[[str], Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        self.paths, self.targets, self.classes = files
-        self._transform, self._seed = transform, seed
+        self.paths = FileTable.of(files.paths)
+        self.targets, self.classes = files.targets, files.classes
+        self._read, self._seed = read, seed
         # in shared memory: workers that outlive an epoch have to see the next one
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has not typed it
@@ -177,41 +214,43 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = decode(self.paths[index])
-        assert self._transform is not None, "use with_transform first"
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        assert self._read is not None, "use with_reader or with_transform first"
+        path = self.paths[index]
         if self._seed is None:
-            return self._transform(image), self.targets[index]
+            return self._read(path), self.targets[index]
         repeat = getattr(index, "repeat", 0)  # of a sampler with replacement, see Draw
         keys = (index, repeat) if repeat else (index,)
         with keyed_randomness(self._seed, int(self._epoch), *keys):
-            return self._transform(image), self.targets[index]
+            return self._read(path), self.targets[index]
+
+    def with_reader(self, read: Callable[[str], Any], seed: int | None = None) -> "ImageFiles":
+        """Return the same files, read by ``read``."""
+        return ImageFiles(LabelledFiles(self.paths, self.targets, self.classes), read, seed)
 
     def with_transform(
         self, transform: Callable[[Image.Image], Tensor], seed: int | None = None
     ) -> "ImageFiles":
-        """Return the same files under another transform."""
-        return ImageFiles(LabelledFiles(self.paths, self.targets, self.classes), transform, seed)
+        """Return the same files, read by PIL under another transform."""
+        return self.with_reader(Transformed(transform), seed)
 
     def subset(self, index: Tensor) -> "ImageFiles":
         """Return the files at ``index``, in that order."""
-        chosen = index.tolist()
-        files = LabelledFiles(
-            [self.paths[i] for i in chosen], [self.targets[i] for i in chosen], self.classes
-        )
-        return ImageFiles(files, self._transform, self._seed)
+        targets = [self.targets[i] for i in index.tolist()]
+        files = LabelledFiles(self.paths.take(index.numpy()), targets, self.classes)
+        return ImageFiles(files, self._read, self._seed)
 
 
 class UnlabelledImages(Dataset[tuple[Tensor, int]]):
     """Image files without labels; items are (float tensor, the file's number in ``paths``)."""
 
     def __init__(
-        self, paths: list[str], transform: Callable[[Image.Image], Tensor], mode: str = "RGB"
+        self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor], mode: str = "RGB"
     ) -> None:
-        self.paths, self._transform, self._mode = paths, transform, mode
+        self.paths, self._read = paths, Transformed(transform, mode)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(decode(self.paths[index], self._mode)), index
+        return self._read(self.paths[index]), index

@@ -1,44 +1,58 @@
-"""What the DataModules share whose images are files: decoded and augmented in worker processes."""
+"""What the DataModules of image files share: decoded in workers, augmented on the device."""
 
 from abc import abstractmethod
 from typing import Any
 
 from firstlight.datamodules.base import ImageDataModule
-from firstlight.datamodules.image_files import ImageFiles, LabelledFiles, check_decodable
+from firstlight.datamodules.batch_augmentation import BatchAugmentation, collate_drawn
+from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
 from firstlight.datamodules.loaders import ResumableDataLoader
-from firstlight.datamodules.preprocessing import (
-    Preprocessing,
-    evaluation_transform,
-    training_transform,
-)
+from firstlight.datamodules.preprocessing import Preprocessing, evaluation_transform
+from firstlight.datamodules.random_crops import DecoderName, RandomCrops, WithDraws, choose_decoder
 from firstlight.datamodules.samplers import fixed_order
 from firstlight.datamodules.splits import Sources
+from firstlight.datamodules.verification import (
+    KEPT_FROM,
+    OnBadImage,
+    check_policy,
+    without_bad_images,
+)
 
 IMAGENET_PREPROCESSING = Preprocessing(
     224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 )
 """What timm takes where a model says nothing."""
 
-_VERIFIED_BY_DEFAULT = 5_000
-
 
 class ImageFilesDataModule(ImageDataModule[ImageFiles]):
     """Base of the DataModules that read image files; a subclass finds them.
 
-    Training images are randomly cropped and resized, flipped, erased on request; evaluation images
-    are prepared as timm's ``create_transform`` does.
+    Worker processes decode random crops of the training images, resized, as uint8; the rest is done
+    in batches on the training device: flips, colours, normalisation, erasing. Evaluation images are
+    decoded by PIL and prepared as timm's ``create_transform`` does. EXIF orientation is ignored, as
+    torchvision and timm ignore it.
 
     Args:
         verify: decode every file once in ``setup``, so that a bad one is found before training;
-            None: if there are at most 5,000.
+            None: if there are at most 5,000, or with ``on_bad_image="skip"``. Results for more are
+            kept in the user's cache folder, until a file's size or time changes.
         scale: range of a training crop's share of the image's area.
         ratio: range of a training crop's width over height.
         horizontal_flip: probability of mirroring a training image.
+        color_jitter: strength of random changes of brightness, contrast and saturation, as timm's.
         erasing: probability of random erasing.
+        decoder: of training images. ``pil``: all of each file, the reference; ``fast``: the part of
+            a JPEG file that the crop needs, by the extra ``fast-data``; ``auto``: fast if it is
+            installed. Crops are the same; pixels differ as `RandomCrops` says.
+        on_bad_image: what is done about files that cannot be decoded. ``raise``; or ``skip``: find
+            them before training and leave them out, of splits, counts and epochs, with a warning
+            that names them. A file that turns bad later raises in any case.
+        max_bad_images: how many may be skipped.
         **kwargs: the arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: for a probability outside [0, 1].
+        ValueError: for a probability outside [0, 1] or an unknown choice.
+        ImportError: for ``decoder="fast"`` where none is installed.
     """
 
     def __init__(
@@ -47,16 +61,27 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: float = 0.5,
+        color_jitter: float = 0.0,
         erasing: float = 0.0,
+        decoder: DecoderName = "auto",
+        on_bad_image: OnBadImage = "raise",
+        max_bad_images: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         for name, share in (("flip", horizontal_flip), ("erasing", erasing)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} lies in [0, 1], got {share}")
-        self.verify = verify
+        if color_jitter < 0:
+            raise ValueError(f"color_jitter is 0 or above, got {color_jitter}")
+        check_policy(on_bad_image, max_bad_images, verify)
+        choose_decoder(decoder)
+        self.verify, self.decoder = verify, decoder
+        self.on_bad_image: OnBadImage = on_bad_image
+        self.max_bad_images = max_bad_images
         self.scale, self.ratio = scale, ratio
         self.horizontal_flip, self.erasing = horizontal_flip, erasing
+        self.color_jitter = color_jitter
 
     @abstractmethod
     def _find(self) -> dict[str, LabelledFiles]:
@@ -67,36 +92,45 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
 
     def _read(self) -> Sources[ImageFiles]:
         found = self._find()
-        count = sum(len(files.paths) for files in found.values())
-        if self.verify or (self.verify is None and count <= _VERIFIED_BY_DEFAULT):
-            check_decodable([path for files in found.values() for path in files.paths])
+        few = sum(len(files.paths) for files in found.values()) <= KEPT_FROM
+        if self.verify or (self.verify is None and (few or self.on_bad_image == "skip")):
+            found = without_bad_images(found, self.on_bad_image, self.max_bad_images)
         return self._divide({split: ImageFiles(files) for split, files in found.items()})
 
+    def summary(self) -> str:
+        """As in every DataModule, and what decodes the training images."""
+        fast = choose_decoder(self.decoder)
+        return f"{super().summary()}\n  training images decoded by {fast.name if fast else 'PIL'}"
+
     def _train_loader(self, data: ImageFiles) -> ResumableDataLoader:
-        transform = training_transform(
-            self.preprocessing, self.scale, self.ratio, self.horizontal_flip, self.erasing
+        how, decoder = self.preprocessing, choose_decoder(self.decoder)
+        crops = RandomCrops(how.img_size, self.scale, self.ratio, how.interpolation, decoder)
+        augmentation = BatchAugmentation(
+            how, self._device, self.horizontal_flip, self.color_jitter, self.erasing
         )
         return self._loader(
-            data.with_transform(transform, self.seed),
+            data.with_reader(WithDraws(crops, augmentation), self.seed),
             self._train_sampler(data),
             self.batch_size,
-            self.drop_last,
+            drop_last=self.drop_last,
+            finish=augmentation,
+            collate_fn=collate_drawn,
         )
 
     def _eval_loader(self, data: ImageFiles, shared: bool = True) -> ResumableDataLoader:
         transform = evaluation_transform(self.preprocessing)
         sampler = fixed_order(data, *(self._shard if shared else (1, 0)))
-        return self._loader(data.with_transform(transform), sampler, self.eval_batch_size, False)
+        return self._loader(data.with_transform(transform), sampler, self.eval_batch_size)
 
     def _loader(
-        self, data: ImageFiles, sampler: Any, batch_size: int, drop_last: bool
+        self, data: ImageFiles, sampler: Any, batch_size: int, **kwargs: Any
     ) -> ResumableDataLoader:
         return ResumableDataLoader(
             data,
             sampler=sampler,
             batch_size=batch_size,
-            drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._device.type == "cuda",
+            **kwargs,
         )

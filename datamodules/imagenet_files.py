@@ -1,7 +1,7 @@
 """Which images a copy of ImageNet has, in folders, in archives, and by lists."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ def find_val(root: Path) -> LabelledFiles | None:
     if (root / "val").is_dir():
         if class_folders(root / "val"):
             return scan_classes(root / "val")
-        paths = list_images(root / "val")
+        paths: Sequence[str] = list_images(root / "val")
     elif (root / VAL_ARCHIVE).is_file():
         paths = index_archive(root / VAL_ARCHIVE)
         if all(_WNID.fullmatch(_tail(path)[0]) for path in paths):
@@ -73,7 +73,7 @@ def _tail(path: str) -> tuple[str, str]:
     return folder, name.partition("@")[0]  # what follows is the place in an archive
 
 
-def _by_folder(paths: list[str]) -> LabelledFiles:
+def _by_folder(paths: Sequence[str]) -> LabelledFiles:
     folders = [_tail(path)[0] for path in paths]
     classes = sorted(set(folders))
     place = {name: number for number, name in enumerate(classes)}

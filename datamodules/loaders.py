@@ -66,6 +66,16 @@ class _Position:
         return first
 
 
+class Finish(Protocol):
+    """Makes network inputs of a collated batch, on the training device, drawing nothing."""
+
+    device: torch.device
+
+    def __call__(self, *collated: Any) -> Tensor:
+        """Return the inputs."""
+        ...
+
+
 def _begin_epoch(sampler: object) -> int:
     return sampler.settle_epoch() if isinstance(sampler, ShuffledSampler) else 0
 
@@ -148,13 +158,22 @@ class ResumableDataLoader(DataLoader[Any]):
     Args:
         dataset: map-style; its ``set_epoch`` is called if it has one.
         sampler: `ShuffledSampler` to train, or any fixed order.
+        finish: makes the inputs of each batch ``(collated, targets)``, in this process and on its
+            device, to which the targets are moved too. None: batches are yielded as collated.
         **kwargs: as for ``DataLoader``.
     """
 
-    def __init__(self, dataset: Any, sampler: Sampler[int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: Sampler[int],
+        finish: Finish | None = None,
+        **kwargs: Any,
+    ) -> None:
         # without a generator of its own, DataLoader draws a seed from torch's global one
         kwargs.setdefault("generator", torch.Generator())
         super().__init__(dataset, sampler=sampler, **kwargs)
+        self.finish = finish
         self._position = _Position()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, to be lazy
@@ -166,6 +185,10 @@ class ResumableDataLoader(DataLoader[Any]):
             self.dataset.set_epoch(epoch)
         for batch in super().__iter__():
             self._position.batch += 1
+            if self.finish is not None:
+                collated, targets = batch
+                device = self.finish.device
+                batch = self.finish(*collated), targets.to(device, non_blocking=True)
             yield batch
 
     def state_dict(self) -> dict[str, int]:

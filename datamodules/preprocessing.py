@@ -139,46 +139,9 @@ def evaluation_transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
         [
             v2.Resize(size, interpolation=interpolation),
             v2.CenterCrop(how.img_size),
-            *_to_tensor(how),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(how.mean), list(how.std)),
         ]
     )
     return transform
-
-
-def training_transform(
-    how: Preprocessing,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    horizontal_flip: float,
-    erasing: float,
-) -> Callable[[Image.Image], Tensor]:
-    """Return the random transform of one PIL image for training.
-
-    It draws from torch's global generator, which the caller is to key and to restore.
-
-    Args:
-        how: size, interpolation, mean and standard deviation.
-        scale: range of the crop's share of the image's area.
-        ratio: range of the crop's width over height.
-        horizontal_flip: probability of a flip.
-        erasing: probability of random erasing.
-    """
-    steps = [
-        v2.RandomResizedCrop(
-            how.img_size, scale, ratio, interpolation=InterpolationMode(how.interpolation)
-        ),
-        v2.RandomHorizontalFlip(horizontal_flip),
-        *_to_tensor(how),
-    ]
-    if erasing > 0:
-        steps.append(v2.RandomErasing(erasing))
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(steps)
-    return transform
-
-
-def _to_tensor(how: Preprocessing) -> list[Any]:
-    return [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(how.mean), list(how.std)),
-    ]

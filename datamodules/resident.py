@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from firstlight.datamodules.base import ImageDataModule
+from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.loaders import ResidentLoader
 from firstlight.datamodules.preprocessing import Preprocessing
 from firstlight.datamodules.samplers import fixed_order
@@ -59,7 +60,7 @@ def prepare(images: Tensor, how: Preprocessing) -> Tensor:
 
 
 class TrainingPipeline:
-    """Chosen images, each randomly cropped, flipped and erased, then resized and normalised.
+    """Chosen images, each randomly cropped, resized, flipped, normalised and erased.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -88,21 +89,14 @@ class TrainingPipeline:
         padding = padding if scale is None else 0
         self._images = augment.pad(images.to(device), padding).contiguous()
         self._padding, self._scale, self._ratio = padding, scale, ratio
-        self._flip, self._erasing = horizontal_flip, erasing
+        self._augment = BatchAugmentation(how, device, 0.5 * horizontal_flip, erasing=erasing)
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return float32 (B, C, img_size, img_size), drawn from ``generator`` alone."""
-        count, how = len(index), self._how
-        size = (how.img_size, how.img_size)
+        size = (self._how.img_size, self._how.img_size)
         batch = self._crop(index, generator, size)
-        if self._flip:
-            batch = augment.flip(batch, augment.draw_flips(count, generator))
-        batch = augment.resize(batch, size, how.interpolation)
-        batch = augment.normalize(batch, how.mean, how.std)
-        if self._erasing > 0:
-            boxes = augment.draw_erasing_boxes(count, size, generator, self._erasing)
-            batch = augment.erase(batch, boxes.to(self.device))
-        return batch
+        batch = augment.resize(batch, size, self._how.interpolation)
+        return self._augment(batch, self._augment.draw(len(index), size, generator))
 
     def _crop(self, index: Tensor, generator: torch.Generator, size: tuple[int, int]) -> Tensor:
         """Crops of the original size, or resized ones."""

@@ -161,7 +161,8 @@ def test_augmentation_does_not_depend_on_workers_or_order(folder_root):
     assert torch.equal(alone, epoch(0, batch_size=7)[0])
     loader.dataset.set_epoch(2)
     order = list(loader.sampler)
-    assert torch.equal(loader.dataset[order[5]][0], alone[5])
+    one, _ = loader.collate_fn([loader.dataset[order[5]]])
+    assert torch.equal(loader.finish(*one)[0], alone[5])
 
 
 def test_every_file_has_its_own_augmentation(tree, tmp_path):

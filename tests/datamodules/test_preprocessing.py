@@ -12,7 +12,6 @@ from firstlight.datamodules.preprocessing import (
     Preprocessing,
     evaluation_transform,
     resolve_preprocessing,
-    training_transform,
 )
 
 NATIVE = Preprocessing(32, 1.0, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -108,15 +107,6 @@ def test_a_name_is_not_looked_up_where_nothing_is_left_to_decide():
 def test_backbones_of_oblong_images_need_a_size():
     with pytest.raises(ValueError, match=r"1024 x 768 pixels.*pass img_size"):
         resolve_preprocessing(NOTHING, "vit_base_patch16_sapiens2", NATIVE)
-
-
-def test_training_transform_gives_the_size_and_normalises():
-    how = Preprocessing(24, 0.875, "bicubic", (0.5,) * 3, (0.25,) * 3)
-    white = Image.new("RGB", (60, 40), (255, 255, 255))
-    out = training_transform(how, (0.08, 1.0), (0.75, 1.33), 0.5, 0.0)(white)
-    assert torch.equal(out, torch.full((3, 24, 24), 2.0))
-    erased = training_transform(how, (0.08, 1.0), (0.75, 1.33), 0.5, 1.0)(white)
-    assert 0 < (erased == 0).float().mean() < 0.4
 
 
 def test_importing_datamodules_leaves_timm_and_sklearn_out():

@@ -254,3 +254,40 @@ def test_resized_crops_are_torchvisions(images, interpolation, size):
 def test_resized_crops_have_parameters_of_their_own():
     boxes = augment.draw_resized_crops(100, (32, 32), generator(17))
     assert len(boxes.unique(dim=0)) > 90
+
+
+ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
+
+
+def test_colour_jitter_is_torchvisions(images):
+    """Each image by torchvision's functions of one float64 image, in its own order."""
+    drawn = augment.draw_color_jitter(64, 0.8, generator(4))
+    ours = augment.color_jitter(images.float(), drawn)
+    assert len({tuple(order) for order in drawn.order.tolist()}) == 6
+    for image, one, factors, order in zip(images, ours, *drawn, strict=True):
+        expected = image.double() / 255
+        for kind in order.tolist():
+            expected = ADJUST[kind](expected, float(factors[kind]))
+        torch.testing.assert_close(one.double(), expected * 255, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(0.4, 0.6, 1.4), (1.5, 0, 2.5)])
+def test_colour_jitter_is_drawn_as_torchvision_draws_it(strength, low, high):
+    """torchvision's documentation: uniform on [max(0, 1 - s), 1 + s], in random order."""
+    factors, order = augment.draw_color_jitter(6000, strength, generator(5))
+    uniform = (factors.double().numpy() - low) / (high - low)
+    for kind in range(3):
+        assert stats.kstest(uniform[:, kind], "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(uniform.T) - np.eye(3)).max() < 4 / np.sqrt(6000)
+    counts = np.unique(order.numpy(), axis=0, return_counts=True)[1]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert len(counts) == 6
+
+
+def test_large_images_are_flipped_as_small_ones_are():
+    images = torch.randint(0, 256, (5, 3, 128, 128), dtype=torch.uint8, generator=generator(6))
+    before, flips = images.clone(), torch.tensor([True, False, True, False, False])
+    ours = augment.flip(images, flips)
+    expected = [tv.hflip(image) if f else image for image, f in zip(images, flips, strict=True)]
+    assert torch.equal(ours, torch.stack(expected))
+    assert torch.equal(images, before)

@@ -8,10 +8,13 @@ batch, draw one set of parameters for all of it.
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_LARGE = 30_000  # values of an image
 
 
 def draw_crop_offsets(count: int, padding: int, generator: torch.Generator) -> Tensor:
@@ -125,6 +128,52 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return (height - box_h) // 2, (width - box_w) // 2, box_h, box_w
 
 
+class ColorJitter(NamedTuple):
+    """What `draw_color_jitter` draws, per example.
+
+    Attributes:
+        factors: float32 (N, 3), of brightness, contrast and saturation; 1 changes nothing.
+        order: int64 (N, 3), which of the three comes first, second, third.
+    """
+
+    factors: Tensor
+    order: Tensor
+
+
+def draw_color_jitter(count: int, strength: float, generator: torch.Generator) -> ColorJitter:
+    """Draw factors and orders with the distribution of torchvision's ``ColorJitter``.
+
+    Args:
+        count: number of images N.
+        strength: s; factors are uniform on [max(0, 1 - s), 1 + s], as timm's ``color_jitter``.
+        generator: on the CPU.
+    """
+    low, high = max(0.0, 1 - strength), 1 + strength
+    factors = low + (high - low) * torch.rand(count, 3, generator=generator)
+    return ColorJitter(factors, torch.rand(count, 3, generator=generator).argsort(dim=1))
+
+
+def color_jitter(images: Tensor, drawn: ColorJitter) -> Tensor:
+    """Change brightness, contrast and saturation of each image, in its own order, in place.
+
+    Each is ``clamp(f x + (1 - f) r)`` with r = 0, the mean grey of the image, or the grey of the
+    pixel: torchvision's ``adjust_*`` of float images, up to rounding. Hue is left out.
+
+    Args:
+        images: float32 (N, 3, H, W) on the scale 0 to 255.
+        drawn: of `draw_color_jitter`, on the same device.
+    """
+    for kind in drawn.order.unbind(1):
+        factor = drawn.factors.gather(1, kind.unsqueeze(1)).view(-1, 1, 1, 1)
+        of_mean, of_pixel = ((kind == k).view(-1, 1, 1, 1) * (1 - factor) for k in (1, 2))
+        grey = (images[:, :1] * 0.2989).add_(images[:, 1:2], alpha=0.587)
+        grey.add_(images[:, 2:], alpha=0.114)
+        mean = grey.mean((1, 2, 3), keepdim=True)
+        torch.addcmul(grey.mul_(of_pixel).add_(mean * of_mean), images, factor, out=images)
+        images.clamp_(0, 255)
+    return images
+
+
 def pad(images: Tensor, padding: int) -> Tensor:
     """Surround images (N, C, H, W) by ``padding`` rows and columns of zeros; done once per set."""
     return F.pad(images, (padding, padding, padding, padding))
@@ -157,11 +206,17 @@ def crop(padded: Tensor, index: Tensor, offsets: Tensor, size: tuple[int, int]) 
 
 
 def flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror left and right the images (B, C, H, W) where ``flips`` (B,) is true.
+    """Return images (B, C, H, W), mirrored left and right where ``flips`` (B,) is true.
 
-    Both versions are made and one copied for each image, which is faster than writing into some.
+    Of many small images both versions are made and one copied for each, which is faster than
+    writing into some; of large ones on the CPU it is slower.
     """
     count = len(images)
+    if images.device.type == "cpu" and images.shape[1:].numel() > _LARGE:
+        mirrored = images.clone()
+        for number in flips.nonzero().flatten().tolist():
+            mirrored[number] = images[number].flip(-1)
+        return mirrored
     chosen = torch.arange(count, device=images.device) + count * flips.to(images.device)
     return torch.cat((images, images.flip(-1))).index_select(0, chosen)
 
@@ -187,8 +242,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Computed as one multiplication and one addition, so equal to torchvision's ``ToTensor`` and
     ``Normalize`` up to float32 rounding.
     """
+    return normalize_(images.float(), mean, std)
+
+
+def normalize_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Do what `normalize` does to float32 images on the scale 0 to 255, in place."""
     scale, shift = _affine(tuple(mean), tuple(std), images.device)
-    return images.float().mul_(scale).add_(shift)
+    return images.mul_(scale).add_(shift)
 
 
 @functools.lru_cache(maxsize=16)
