@@ -6,16 +6,13 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.progress import track
 
 from firstlight.datamodules.tree_index import user_cache
-from firstlight.runfolder import replacing
 
 _MEMBER = re.compile(r"(.+\.tar)/(.+)@(\d+)\+(\d+)")
 _BLOCK = 512  # of a tar file
@@ -71,6 +68,8 @@ def index_archive(archive: Path) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no tar or is cut off; says which.
     """
+    import pyarrow as pa  # here and below, since it takes a while and most data have no archive
+
     if not archive.is_file():
         raise FileNotFoundError(f"no such archive: {archive}")
     archive = archive.absolute()
@@ -91,7 +90,10 @@ def _cache_file(archive: Path) -> Path:
     return user_cache() / f"{archive.stem}-{key}.parquet"
 
 
-def _cached(cache: Path, fingerprint: str) -> pa.Table | None:
+def _cached(cache: Path, fingerprint: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.ParquetFile(cache).read()
     except (OSError, pa.ArrowInvalid):  # not there, or damaged: made anew
@@ -100,7 +102,11 @@ def _cached(cache: Path, fingerprint: str) -> pa.Table | None:
     return table if kept == fingerprint else None
 
 
-def _keep(table: pa.Table, cache: Path) -> None:
+def _keep(table: Any, cache: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from firstlight.runfolder import replacing
+
     try:
         with replacing(cache) as temporary:
             pq.write_table(table, temporary, compression="zstd")

@@ -111,7 +111,8 @@ ARROWS = {
     "callbacks": {"callbacks", "functional", "runfolder", "figures"},
     "figures": {"figures", "functional", "runfolder"},
     "lightning_modules": {"lightning_modules", "functional"},
-    "datamodules": {"datamodules", "functional"},
+    # What can be made again (an index) is kept by the run folder's way of writing a file whole.
+    "datamodules": {"datamodules", "functional", "runfolder"},
 }
 
 
