@@ -26,8 +26,8 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
     have recorded it.
 
     Args:
-        folders: a run folder; what ``firstlight compare`` made; a study folder (``study.json``); or
-            several run folders, which are compared first.
+        folders: a run folder, or one that holds a single run; what ``firstlight compare`` made; a
+            study folder (``study.json``); or several run folders, which are compared first.
         output: the page; default: ``report.html`` in the folder (of several: in the comparison's).
             Figures go to the folder of the same name without its suffix.
 
@@ -65,10 +65,14 @@ def _page(folder: Path) -> Page:
         return study_page(folder, _read(folder / "study.json"))
     if (folder / "summary.json").exists():
         return comparison_page(folder)
-    below = sorted(str(file.parent) for file in folder.glob("*/**/run.json"))[:4]
+    depths = ("*/run.json", "*/*/run.json", "*/*/*/run.json")
+    found = [file.parent for depth in depths for file in sorted(folder.glob(depth))]
+    if len(found) == 1:
+        return run_page(RunFolder.open(found[0]))
+    below = ", ".join(map(str, found[:4]))
     raise RunFolderError(
         f"{folder} is no run, study or comparison: it has no run.json, study.json or summary.json"
-        + (f". There are runs below it: {', '.join(below)}" if below else "")
+        + (f". There are {len(found)} runs below it: {below}" if below else "")
         + ("" if folder.is_dir() else " (there is no such folder)")
     )
 

@@ -34,9 +34,7 @@ class Predictions:
 
     def __init__(self, folder: RunFolder, split: str) -> None:
         self.of_image: dict[int, tuple[int, float]] = {}
-        if split in folder.splits("predictions") or split.replace("/", "_") in folder.splits(
-            "predictions"
-        ):
+        if folder.has("predictions", split):
             table = folder.read_last("predictions", split, ["idx", "target", "pred", "p_pred"])
             target, pred = (table[key].to_numpy() for key in ("target", "pred"))
             self.target, self.pred, self.count = confusion_pairs(target, pred)

@@ -263,6 +263,10 @@ class RunFolder:
         files = (self.path / table).glob("[0-9]*.parquet")
         return sorted({file.stem.partition("-")[2] for file in files})
 
+    def has(self, table: str, split: str) -> bool:
+        """Whether a table has a part of a split."""
+        return _as_name(split) in self.splits(table)
+
     def read_last(self, table: str, split: str, columns: Sequence[str]) -> pa.Table:
         """Read some columns of the last step's part of one split.
 

@@ -1,6 +1,5 @@
 """Effects on classes: sorted over their null band, with their evidence, and by accuracy."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +71,10 @@ def draw_sorted_effects(compared: ComparedFolder, comparison: str) -> Picture:
         figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower left")
     open_frame(axes)
     return Picture(
-        file_name(comparison), _finding(columns, reported, compared), figure,
+        compared.file_name(comparison), _finding(columns, reported, compared), figure,
         "Every class, sorted by its effect. The grey band is where chance alone would put the class"
         " of each rank; a marked class is reported.",
     )  # fmt: skip
-
-
-def file_name(comparison: str, end: str = "") -> str:
-    """A comparison's name, and what is drawn of it, as that of a file."""
-    return re.sub(r"[^\w.-]+", "_", comparison) + end
 
 
 def _draw_reported(
@@ -174,7 +168,7 @@ def draw_evidence(compared: ComparedFolder, comparison: str) -> Picture:
     if small:
         said += f"; {small:,} more have q < .05 and change by less than {100 * least:g} points"
     return Picture(
-        file_name(comparison, "-evidence"), f"{comparison}:\n{said}", figure,
+        compared.file_name(comparison, "-evidence"), f"{comparison}:\n{said}", figure,
         f"A class is reported where its q is below .05, {compared.where}, and its effect is "
         f"{100 * least:g} points or more (dotted). Of classes of few images p-values are discrete.",
     )  # fmt: skip
@@ -203,7 +197,7 @@ def draw_by_accuracy(compared: ComparedFolder, comparison: str) -> Picture:
         figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower left")
     open_frame(axes)
     return Picture(
-        file_name(comparison, "-by_accuracy"),
+        compared.file_name(comparison, "-by_accuracy"),
         f"{comparison}:\n{_tilt((before + after) / 2, effect)}", figure,
         "The rank correlation is with the mean of both arms' accuracies, which seed noise does not "
         "tilt; the points themselves do lean, since noise in the accuracy before is in the change, "

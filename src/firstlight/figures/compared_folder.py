@@ -1,6 +1,7 @@
 """The folder that ``firstlight compare`` makes, as its figures read it."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from firstlight.functional import convincing
 from firstlight.runfolder import RunFolderError
 
 Columns = dict[str, NDArray[Any]]
+LONGEST = 100
+"""Characters of a comparison's name in that of a file."""
 QUESTIONS = {"test_set": "on this test set", "new_images": "on new images"}
 
 
@@ -74,6 +77,13 @@ class ComparedFolder:
     def where(self) -> str:
         """The question that q-values answer, in words."""
         return QUESTIONS[self.settings["question"]]
+
+    def file_name(self, comparison: str, end: str = "") -> str:
+        """A comparison's name, and what is drawn of it, as that of a file, no other's."""
+        names = [re.sub(r"[^\w.-]+", "_", one)[:LONGEST] for one in self.comparisons]
+        number = self.comparisons.index(comparison) if comparison in self.comparisons else 0
+        twice = names.count(names[number]) > 1
+        return f"{names[number]}{f'-{number + 1}' if twice else ''}{end}"
 
     def effects(self, comparison: str) -> Columns:
         """Rows of ``class_effects.parquet``, of the classes that have images.

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from firstlight.figures.class_effects import file_name
 from firstlight.figures.compared_folder import Columns, ComparedFolder
 from firstlight.figures.confusions import MOST, rows_figure
 from firstlight.figures.palette import BLUE, GREY, VERMILION
@@ -40,7 +39,7 @@ def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
     top = order[0]
     verb = "is now" if change[top] > 0 else "is no longer so often"
     return Picture(
-        file_name(comparison, "-confusions"),
+        compared.file_name(comparison, "-confusions"),
         f"{comparison}:\n{table['target_name'][top]} {verb} taken for {table['pred_name'][top]}: "
         f"{100 * table['before'][top]:.1f} % before, {100 * table['after'][top]:.1f} % after, the "
         "largest shift",
@@ -73,7 +72,9 @@ def draw_receiving_classes(compared: ComparedFolder, comparison: str) -> Picture
                     fontsize=9)  # fmt: skip
     axes.set_xlabel("change of wrong predictions received, a run\n(± 2 standard errors)")
     return Picture(
-        file_name(comparison, "-receiving"), f"{comparison}:\n{_receives(columns)}", figure,
+        compared.file_name(comparison, "-receiving"),
+        f"{comparison}:\n{_receives(columns)}",
+        figure,
         "False positives: images of other classes that are taken for this one.",
     )  # fmt: skip
 

@@ -172,6 +172,14 @@ def test_the_largest_shift_is_counted_by_hand(compared):
         draw_confusion_shifts(folder, "line over s 0 to 2")
 
 
+def test_comparisons_never_share_a_file(compared):
+    """Names that differ in what a file's name cannot hold, and long ones."""
+    names = ["a/b against x", "a b against x", f"{'y' * 300} against x", f"{'y' * 301} against x"]
+    folder = ComparedFolder(compared[0].path, {"comparisons": [{"comparison": n} for n in names]})
+    files = [folder.file_name(name, "-evidence") for name in names]
+    assert len(set(files)) == 4 and max(map(len, files)) < 150
+
+
 def test_no_class_receives_more(compared):
     folder, _, _ = compared
     columns = folder.effects(LAST)
