@@ -7,9 +7,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 
 from firstlight.datamodules.arguments import at_least_one, plain
-from firstlight.datamodules.placement import PlacedDataModule
 from firstlight.datamodules.prediction import prediction_loader
-from firstlight.datamodules.preprocessing import Preprocessing, resolve_preprocessing
+from firstlight.datamodules.preparation import PreparedDataModule
 from firstlight.datamodules.samplers import (
     Sampling,
     check_sampling,
@@ -32,7 +31,7 @@ from firstlight.datamodules.summary import describe
 from firstlight.functional.seeding import resolve_seed
 
 
-class ImageDataModule(PlacedDataModule, ABC, Generic[T]):
+class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
     """Base of the DataModules; arguments that all of them take.
 
     Each works with any LightningModule, and without a trainer after ``setup("fit")``. Training and
@@ -117,20 +116,6 @@ class ImageDataModule(PlacedDataModule, ABC, Generic[T]):
         self._class_names: list[str] | None = None
         self._splits: Splits[T] | None = None
 
-    def _settle_preprocessing(self, native: Preprocessing, follow_crop: bool = True) -> None:
-        """Resolve the preprocessing; every subclass ends its constructor with this.
-
-        Args:
-            native: the data set's own values.
-            follow_crop: whether the backbone's ``crop_pct`` is meant for data of this kind.
-        """
-        explicit = dict(self._explicit)
-        if not follow_crop and explicit["crop_pct"] is None:
-            explicit["crop_pct"] = native.crop_pct
-        self.preprocessing, self._sources = resolve_preprocessing(explicit, self._backbone, native)
-        if explicit["crop_pct"] != self._explicit["crop_pct"]:
-            self._sources["crop_pct"] = "data set"
-
     @abstractmethod
     def _read(self) -> Sources[T]:
         """Find or read the examples, the published construction included."""
@@ -214,21 +199,6 @@ class ImageDataModule(PlacedDataModule, ABC, Generic[T]):
     def sampling_weights(self) -> list[float] | None:
         """How often an example of each class is drawn, up to scale; None: every one once."""
         return class_draw_weights(self.sampling, self.class_counts)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean per channel that images are normalised with."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel that images are normalised with."""
-        return self.preprocessing.std
-
-    @property
-    def img_size(self) -> int:
-        """Height and width of the images that the network sees."""
-        return self.preprocessing.img_size
 
     def train_dataloader(self) -> Any:
         """Batches to train on, augmented and shuffled."""
