@@ -248,7 +248,8 @@ def test_resized_crops_are_torchvisions(images, interpolation, size):
         exact = tv2.resized_crop(*whole).clamp(0, 255)
         assert (crop.double() - exact).abs().max() < 0.5 + 1e-3
         whole[0] = image
-        assert (crop.int() - tv2.resized_crop(*whole).int()).abs().max() <= 1
+        if interpolation == "bilinear":  # bicubic of uint8 is clipped between its directions
+            assert (crop.int() - tv2.resized_crop(*whole).int()).abs().max() <= 1
 
 
 def test_resized_crops_have_parameters_of_their_own():

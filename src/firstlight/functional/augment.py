@@ -283,9 +283,9 @@ def resized_crop(
     """Resize each image's box to one size with antialiasing, rounded back to uint8.
 
     Equal to torchvision's ``resized_crop`` of float images, then rounded; that of uint8 images
-    rounds between rows and columns too and differs by a grey level at places. Both directions are
-    one matrix product each for the whole batch, whatever its boxes: 2 C S (H W + S W) operations
-    an image, S being the size reached.
+    rounds and clips between rows and columns too, and differs by a grey level at places, bicubic by
+    more where it overshoots the range. Both directions are one matrix product each for the whole
+    batch, whatever its boxes: 2 C S (H W + S W) operations an image, S being the size reached.
 
     Args:
         images: uint8 (B, C, H, W), on any device.
