@@ -158,10 +158,14 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def for_each_file(
-    function: Callable[[str], R], paths: Sequence[str], description: str
+    function: Callable[[str], R], paths: Sequence[str], description: str, at_once: int = 2048
 ) -> Iterator[R]:
-    """Apply ``function`` to every path in threads, in order, under a progress bar on rank zero."""
-    blocks: Iterable[Sequence[str]] = [paths[i : i + 2048] for i in range(0, len(paths), 2048)]
+    """Apply ``function`` to every path in threads, in order, under a progress bar on rank zero.
+
+    At most ``at_once`` results are held before they are asked for.
+    """
+    starts = range(0, len(paths), at_once)
+    blocks: Iterable[Sequence[str]] = [paths[i : i + at_once] for i in starts]
     console = Console(stderr=True)
     silent = not console.is_terminal or getattr(rank_zero_only, "rank", 0) != 0
     blocks = track(blocks, description, console=console, transient=True, disable=silent)

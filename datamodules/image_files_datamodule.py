@@ -1,7 +1,11 @@
 """What the DataModules of image files share: decoded in workers, augmented on the device."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.batch_augmentation import BatchAugmentation, collate_drawn
@@ -9,6 +13,7 @@ from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
 from firstlight.datamodules.loaders import ResumableDataLoader
 from firstlight.datamodules.preprocessing import Preprocessing, evaluation_transform
 from firstlight.datamodules.random_crops import DecoderName, RandomCrops, WithDraws, choose_decoder
+from firstlight.datamodules.resized_cache import CachedCrops, ResizedCache
 from firstlight.datamodules.samplers import fixed_order
 from firstlight.datamodules.splits import Sources
 from firstlight.datamodules.verification import (
@@ -48,6 +53,10 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
             them before training and leave them out, of splits, counts and epochs, with a warning
             that names them. A file that turns bad later raises in any case.
         max_bad_images: how many may be skipped.
+        resized_cache: a folder in which the training images are kept as pixels at a smaller size
+            (see `ResizedCache`), so that later epochs and runs decode nothing; crops are then drawn
+            from, and limited to, those. On ``/dev/shm`` it lies in memory. None: no such copy.
+        resized_side: shorter side of what is kept there; None: twice ``img_size``.
         **kwargs: the arguments of `ImageDataModule`.
 
     Raises:
@@ -66,6 +75,8 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         decoder: DecoderName = "auto",
         on_bad_image: OnBadImage = "raise",
         max_bad_images: int = 10,
+        resized_cache: str | None = None,
+        resized_side: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,6 +90,9 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         self.verify, self.decoder = verify, decoder
         self.on_bad_image: OnBadImage = on_bad_image
         self.max_bad_images = max_bad_images
+        if resized_side is not None and (resized_side < 1 or resized_cache is None):
+            raise ValueError(f"resized_side={resized_side} is a number of pixels in resized_cache")
+        self.resized_cache, self.resized_side = resized_cache, resized_side
         self.scale, self.ratio = scale, ratio
         self.horizontal_flip, self.erasing = horizontal_flip, erasing
         self.color_jitter = color_jitter
@@ -104,7 +118,14 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
 
     def _train_loader(self, data: ImageFiles) -> ResumableDataLoader:
         how, decoder = self.preprocessing, choose_decoder(self.decoder)
-        crops = RandomCrops(how.img_size, self.scale, self.ratio, how.interpolation, decoder)
+        crops: Callable[[str], Tensor]
+        crops = whole = RandomCrops(
+            how.img_size, self.scale, self.ratio, how.interpolation, decoder
+        )
+        if self.resized_cache is not None:
+            side = self.resized_side or 2 * how.img_size
+            kept = ResizedCache(data.paths, side, Path(self.resized_cache))
+            crops = CachedCrops(whole, kept)
         augmentation = BatchAugmentation(
             how, self._device, self.horizontal_flip, self.color_jitter, self.erasing
         )

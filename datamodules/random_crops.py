@@ -1,5 +1,6 @@
 """Training crops of image files: drawn as torchvision draws them, decoded as far as needed."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,6 +85,11 @@ class RandomCrops:
             return self._reference(decode_bytes(content, path), box)
         return self._resized(pixels)
 
+    def of_pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return a random crop of an image in memory, (height, width, 3), resized by torch."""
+        top, left, height, width = self.draw(pixels.shape[0], pixels.shape[1])
+        return self._resized(pixels[top : top + height, left : left + width])
+
     def draw(self, height: int, width: int) -> Box:
         """Draw the part of an image of this size from torch's global generator."""
         return Box(**self._random.make_params([torch.empty((1, height, width), device="meta")]))
@@ -111,7 +117,7 @@ class RandomCrops:
 class WithDraws:
     """Reads a crop and then draws, from the same generator, what is to be done to it in a batch."""
 
-    def __init__(self, crops: RandomCrops, augmentation: BatchAugmentation) -> None:
+    def __init__(self, crops: Callable[[str], Tensor], augmentation: BatchAugmentation) -> None:
         self._crops, self._augmentation = crops, augmentation
 
     def __call__(self, path: str) -> tuple[Tensor, Drawn]:

@@ -93,7 +93,8 @@ def find_bad_images(paths: Sequence[str]) -> dict[int, str]:
     times are the same.
     """
     ranks = Ranks.current()
-    record = user_cache() / "verified" / f"{_digest(paths)}.json"
+    digest = digest_of_files(paths) if len(paths) >= KEPT_FROM else "few"
+    record = user_cache() / "verified" / f"{digest}.json"
     # all or none: a process that finds what another has just written would not join the work
     kept = _load(record) if len(paths) >= KEPT_FROM else None
     if all(ranks.gather({ranks.rank: kept is not None})):
@@ -145,9 +146,10 @@ def _listed(bad: Mapping[str, str]) -> str:
     return shown + more
 
 
-def _digest(paths: Sequence[str]) -> str:
+def digest_of_files(paths: Sequence[str]) -> str:
+    """Return a hash of the paths, sizes and modification times of files, in order."""
     digest = blake2b(digest_size=12)
-    for path in paths if len(paths) >= KEPT_FROM else ():
+    for path in paths:
         try:
             found = os.stat(path)  # noqa: PTH116  # Path is slow for 10^6 files
             state = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"

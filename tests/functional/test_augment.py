@@ -277,6 +277,8 @@ def test_colour_jitter_is_drawn_as_torchvision_draws_it(strength, low, high):
     """torchvision's documentation: uniform on [max(0, 1 - s), 1 + s], in random order."""
     factors, order = augment.draw_color_jitter(6000, strength, generator(5))
     uniform = (factors.double().numpy() - low) / (high - low)
+    assert -1e-6 < uniform.min() < 1e-3
+    assert 0.999 < uniform.max() < 1 + 1e-6
     for kind in range(3):
         assert stats.kstest(uniform[:, kind], "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(uniform.T) - np.eye(3)).max() < 4 / np.sqrt(6000)
