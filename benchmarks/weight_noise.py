@@ -6,7 +6,8 @@ Whole steps through Lightning's Trainer (forward, backward, SGD with momentum) o
 images at 224 px. Each side trains in a thread of its own, which waits for its turn before each
 batch: in every round each side makes one step, the first of them another one each time. A cycle is
 as many rounds as there are matrices, so that each has its turn; ratios are over whole cycles.
-On a CPU one thread's processor time, which other work on the machine changes little.
+On a CPU one thread's processor time. The plain step is there twice: how far its ratio to itself is
+from 1 says how far to trust the others on a machine that is not quiet.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from firstlight.functional import NoiseRule, noise_groups, perturb_weights
 BATCHES = {"resnet18": 4, "vit_tiny_patch16_224": 4}
 SIDES: dict[str, dict[str, Any] | None] = {
     "plain": None,
+    "none: the plain step again": None,
     "a matrix in turn": {"mode": "round_robin"},
     "all matrices": {"mode": "all"},
 }
@@ -133,9 +135,11 @@ def compare(name: str, device: str, cycles: int) -> list[dict[str, str]]:
     steps = {label: side.seconds[1:] for label, side in zip(SIDES, sides, strict=True)}
     rows = []
     for label, options in SIDES.items():
-        if options is None:
+        if label == "plain":
             continue
-        alone = noise_alone(name, device, WeightNoise(**options).rule)
+        alone = 0.0
+        if options is not None:
+            alone = noise_alone(name, device, WeightNoise(**options).rule)
         plain = mean(steps["plain"])
         rows.append(
             {
