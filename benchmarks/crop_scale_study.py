@@ -79,8 +79,8 @@ def main(images: str, out: Path) -> None:
         "Accuracies and effects in % of 1,000 test images a class, mean of three seeds (95 % "
         "confidence interval). ResNet-20, two epochs: so short a training underfits with strong "
         "crops, and every class loses; the planted two lose far more, because the mark that tells "
-        f"them apart is in few crops. Taken for one another, {taken_for_one_another(done)}; the rest "
-        "of what they lose goes to other classes.",
+        f"them apart is in few crops. Taken for one another, {taken_for_one_another(done)}; the "
+        "rest of what they lose goes to other classes.",
     )
     figures = done.path / str(done.study["comparison"]) / "figures"
     copy(figures / "accuracy_by_strength.png", RESULTS / f"{NAME}.png")
