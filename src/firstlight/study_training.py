@@ -133,7 +133,8 @@ def _was_elsewhere(config: Path, run: PlannedRun) -> bool:
     if not config.exists():
         return False
     before: str = yaml.safe_load(config.read_text())["trainer"]["default_root_dir"]
-    return before != run.config["trainer"]["default_root_dir"]
+    now: str = run.config["trainer"]["default_root_dir"]
+    return before != now
 
 
 def _resume_point(work: Path) -> tuple[Path | None, int]:
