@@ -3,8 +3,8 @@
 All images of the two classes are pooled and dealt out anew by a coin, so that nothing in them says
 which is which; then a square in the upper left corner is painted, black or white by class. Training
 on whole images sees the mark every time, random resized crops seldom do: whoever trains on them
-must lose these two classes, to one another, and no other class for that reason. What an analysis of
-a crop-scale study has to find is thereby known.
+must lose accuracy in these two classes, and in no other for that reason. What an analysis of a
+crop-scale study has to find is thereby known.
 """
 
 from typing import Any
