@@ -303,6 +303,18 @@ def test_any_number_of_classes_can_be_drawn(number):
         assert len(drawn.svg()) < 400_000 and drawn.finding
 
 
+def test_many_classes_are_dots_by_training_images():
+    generator = np.random.default_rng(0)
+    correct, trained = generator.integers(0, 11, 500), generator.permutation(500) + 1.0
+    classes = Classes([str(i) for i in range(500)], trained, [None] * 500)
+    (axes,) = draw_per_class(counts(correct), classes).figure.axes
+    *_, dots, line = axes.lines
+    order = np.argsort(trained)
+    np.testing.assert_allclose(dots.get_xydata(), np.stack([trained, 10 * correct], 1)[order])
+    means = 10 * correct[order].reshape(10, 50).mean(1)
+    np.testing.assert_allclose(line.get_ydata(), means)
+
+
 def test_confusions_say_the_first(tmp_path):
     pairs = [("cat", "dog", 30, 0.3), ("owl", "cat", 12, 0.6), ("ox", "cow", 1, 0.01)]
     picture = draw_confusions(pairs, "test/odd")

@@ -29,7 +29,7 @@ def draw_confusions(pairs: Sequence[tuple[str, str, int, float]], split: str) ->
     names = [f"{label(true, 13)} as {label(pred, 13)}" for true, pred, *_ in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=9)
     axes.set_xlim(0, max(shares) * 1.12)
-    axes.set_xlabel("images of the class so predicted (%), and how many")
+    axes.set_xlabel("images of the class so predicted (%),\nand how many")
     true, pred, count, share = shown[0]
     return Picture(
         f"confusions-{split.replace('/', '_')}",

@@ -14,14 +14,14 @@ from firstlight.figures.evaluations import (
     shot_means,
 )
 from firstlight.figures.palette import BLACK, SHOT_COLOURS, open_frame
-from firstlight.figures.picture import WIDTH, Picture, label
+from firstlight.figures.picture import MANY, WIDTH, Picture, label
 from firstlight.functional import SHOTS, wilson_interval
 from firstlight.runfolder import RunFolder, RunFolderError
 
 NAMED = 4.7
 """Most classes an inch whose names fit under the bars."""
-BARS = 400
-"""Classes from which bars are drawn as pixels, so that the file stays small."""
+BARS = 120
+"""Most classes drawn as bars with intervals; more are dots."""
 
 
 def per_class_figure(run: str | Path, split: str = "test") -> Path:
@@ -55,11 +55,16 @@ def draw_per_class(counts: Counts, classes: Classes, width: float = WIDTH) -> Pi
         _draw_groups(groups, means)
     else:
         bars = figure.subplots()
-    _draw_classes(bars, counts, classes, width)
+    crowd = len(counts.n) > BARS
+    if crowd:
+        _draw_crowd(bars, counts, classes)
+    else:
+        _draw_classes(bars, counts, classes, width)
+    each = "A dot for every class; the line is the mean of each tenth of them" if crowd else (
+        "Every class, with its 95 % Wilson interval")  # fmt: skip
     return Picture(
         f"per_class-{counts.split.replace('/', '_')}", _finding(counts, means), figure,
-        "Every class, with its 95 % Wilson interval"
-        + (", beside the mean of each group of classes." if means else "."),
+        each + (", beside the mean of each group of classes." if means else "."),
     )  # fmt: skip
 
 
@@ -68,14 +73,11 @@ def _draw_classes(axes: Axes, counts: Counts, classes: Classes, width: float) ->
     order = np.argsort(-(counts.accuracy if trained is None else trained), kind="stable")
     accuracy = 100 * counts.accuracy
     low, high = (100 * bound for bound in wilson_interval(counts.correct, counts.n))
-    x, pixels = np.arange(len(order)), len(order) > BARS
+    x = np.arange(len(order))
     colours = [SHOT_COLOURS[classes.shots[c]] for c in order]
     errors = np.stack([accuracy - low, high - accuracy])[:, order]
-    axes.bar(x, accuracy[order], color=colours, width=0.8, rasterized=pixels)
-    lines = axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor=BLACK,
-                          elinewidth=0.8 if not pixels else 0.3)  # fmt: skip
-    for line in lines.get_children():
-        line.set_rasterized(pixels)
+    axes.bar(x, accuracy[order], color=colours, width=0.8)
+    axes.errorbar(x, accuracy[order], errors, fmt="none", ecolor=BLACK, elinewidth=0.8)
     axes.set_ylabel("accuracy of the class (%), 95 % interval")
     axes.set_ylim(0, 103)
     axes.set_xlabel("class, the most frequent in training first" if trained is not None
@@ -89,6 +91,31 @@ def _draw_classes(axes: Axes, counts: Counts, classes: Classes, width: float) ->
         axes.set_xticks(x, names, fontsize=8, rotation=90 if wide else 0)
         if beside:
             axes.set_xlabel("class, and its training images")
+    open_frame(axes)
+
+
+def _draw_crowd(axes: Axes, counts: Counts, classes: Classes) -> None:
+    """Dots by training images, or by rank where these are unknown."""
+    present = np.flatnonzero(counts.n > 0)
+    by = -counts.accuracy if classes.counts is None else classes.counts
+    order = present[np.argsort(by[present], kind="stable")]
+    x = np.arange(1, len(order) + 1) if classes.counts is None else classes.counts[order]
+    y = 100 * counts.accuracy[order]
+    groups = [classes.shots[c] for c in order]
+    for shot, colour in SHOT_COLOURS.items():
+        rows = np.array([group == shot for group in groups])
+        axes.plot(x[rows], y[rows], ".", color=colour, markersize=3, alpha=0.5,
+                  rasterized=len(order) > MANY)  # fmt: skip
+    tenths = np.array_split(np.arange(len(order)), 10)
+    axes.plot([np.median(x[rows]) for rows in tenths], [y[rows].mean() for rows in tenths],
+              color=BLACK, linewidth=1.8)  # fmt: skip
+    if classes.counts is not None and x.min() > 0 and x.max() > 10 * x.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("training images of the class" if classes.counts is not None
+                    else "class, the best first")  # fmt: skip
+    axes.set_ylabel("accuracy of the class (%)")
+    axes.set_ylim(-3, 103)
     open_frame(axes)
 
 
