@@ -21,14 +21,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from side_by_side import in_turn, publish, ratio, seconds
+from side_by_side import in_turn, publish, ratio
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from firstlight.datamodules import ImageFolderDataModule
-from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.image_files_datamodule import IMAGENET_PREPROCESSING as HOW
 from firstlight.datamodules.jpeg_regions import SimpleJpeg, best_decoder
 from firstlight.datamodules.random_crops import RandomCrops
@@ -125,51 +124,6 @@ def loader_rows(name: str, images: Path, size: int, workers: int, rounds: int) -
     ]
 
 
-def augmentation_rows(rounds: int, size: int = 224, count: int = 32) -> list[dict[str, str]]:
-    """What is done to crops: image by image on the CPU against in batches, on this device."""
-    generator = torch.Generator().manual_seed(0)
-    crops = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
-    pictures = [Image.fromarray(crop.numpy()) for crop in crops]
-    batch = crops.permute(0, 3, 1, 2)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tail = [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(HOW.mean, HOW.std),
-    ]
-    rows = []
-    for name, jitter, erasing in (
-        ("flip, normalise", 0, 0),
-        ("flip, normalise, erase 0.25", 0, 0.25),
-        ("flip, colours 0.4, normalise, erase 0.25", 0.4, 0.25),
-    ):
-        steps = [v2.RandomHorizontalFlip(), *[v2.ColorJitter(*(jitter,) * 3)] * (jitter > 0), *tail]
-        single = v2.Compose([*steps, *[v2.RandomErasing(erasing)] * (erasing > 0)])
-        augmentation = BatchAugmentation(HOW, device, 0.5, jitter, erasing)
-
-        def one_by_one(single: v2.Compose = single) -> None:
-            torch.stack([single(picture) for picture in pictures])
-
-        def together(augmentation: BatchAugmentation = augmentation) -> None:
-            augmentation(batch, augmentation.draw(count, (size, size), generator))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        sides = {"torchvision": one_by_one, "firstlight": together}
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        times = in_turn({n: partial(seconds, f, 5, clock) for n, f in sides.items()}, rounds)
-        rows.append(
-            {
-                "images": f"crops of {size} px, {device.type}",
-                "side": name,
-                "images a second": f"{count / statistics.median(times['firstlight']):,.0f}",
-                "times torchvision's": ratio(times["torchvision"], times["firstlight"]),
-                "times timm's": "",
-            }
-        )
-    return rows
-
-
 OPENING = """
 import time
 from pathlib import Path
@@ -228,7 +182,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")
         rows = loaders_table(arguments.images, arguments.rounds, Path(scratch))
-        rows += augmentation_rows(arguments.rounds)
         rows += index_rows(arguments.tree or Path(scratch) / "tree", arguments.files)
     publish(
         "jpeg_folder",
@@ -236,8 +189,7 @@ def main() -> None:
         rows,
         f"{len(list(arguments.images.rglob('*.JPEG')))} images, {PASSES} passes a round, "
         f"{arguments.rounds} rounds in turn; per second of processor time in one process, with "
-        "two workers per second on the wall. Ratio by round: median, lowest and highest. Rows of "
-        "crops compare with torchvision's transforms of single PIL images, stacked.",
+        "two workers per second on the wall. Ratio by round: median, lowest and highest.",
     )
 
 

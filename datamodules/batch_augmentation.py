@@ -8,7 +8,7 @@ from torch import Tensor
 from firstlight.datamodules.preprocessing import Preprocessing
 from firstlight.functional import augment
 
-_AT_ONCE = 2
+_AT_ONCE = 4
 """Large images that the CPU takes through all steps together: they stay in its cache."""
 
 _LARGE = 30_000  # values of an image

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LARGE = 30_000  # values of an image
+_GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue, as in torchvision
 
 
 def draw_crop_offsets(count: int, padding: int, generator: torch.Generator) -> Tensor:
@@ -163,14 +164,17 @@ def color_jitter(images: Tensor, drawn: ColorJitter) -> Tensor:
         images: float32 (N, 3, H, W) on the scale 0 to 255.
         drawn: of `draw_color_jitter`, on the same device.
     """
+    weights = torch.tensor(_GREY, device=images.device)
     for kind in drawn.order.unbind(1):
         factor = drawn.factors.gather(1, kind.unsqueeze(1)).view(-1, 1, 1, 1)
         of_mean, of_pixel = ((kind == k).view(-1, 1, 1, 1) * (1 - factor) for k in (1, 2))
-        grey = (images[:, :1] * 0.2989).add_(images[:, 1:2], alpha=0.587)
-        grey.add_(images[:, 2:], alpha=0.114)
-        mean = grey.mean((1, 2, 3), keepdim=True)
-        torch.addcmul(grey.mul_(of_pixel).add_(mean * of_mean), images, factor, out=images)
-        images.clamp_(0, 255)
+        added = (images.mean((2, 3)) @ weights).view(-1, 1, 1, 1) * of_mean
+        if images.device.type != "cpu" or bool((kind == 2).any()):  # asking costs a GPU's time
+            grey = images[:, :1] * _GREY[0]
+            for channel in (1, 2):
+                grey.add_(images[:, channel : channel + 1], alpha=_GREY[channel])
+            added = grey.mul_(of_pixel).add_(added)
+        images.mul_(factor).add_(added).clamp_(0, 255)
     return images
 
 
@@ -229,10 +233,15 @@ def erase(images: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
         boxes: int64 (B, 4) of top, left, height, width, on the same device.
         value: what to write.
     """
-    top, left, height, width = (b.view(-1, 1, 1, 1) for b in boxes.unbind(1))
+    if images.device.type == "cpu" and images.shape[1:].numel() > _LARGE:
+        for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
+            image[:, top : top + height, left : left + width] = value
+        return images
+    tops, lefts, heights, widths = (b.view(-1, 1, 1, 1) for b in boxes.unbind(1))
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)
-    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+    inside = (rows >= tops) & (rows < tops + heights) & (columns >= lefts)
+    inside = inside & (columns < lefts + widths)
     return images.masked_fill_(inside, value)
 
 
