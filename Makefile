@@ -36,7 +36,7 @@ format: $(INSTALLED)
 
 # A type checker cannot follow the package-dir mapping of an editable install, so it gets a copy.
 typecheck: $(INSTALLED)
-	rm -rf build/typecheck
+	rm -rf build # setuptools would keep modules that were moved
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	MYPYPATH=build/typecheck $(BIN)/mypy -p firstlight
 

@@ -23,7 +23,7 @@ from side_by_side import RESULTS, publish
 
 from firstlight.cli import resolve_config
 from firstlight.study import study
-from firstlight.study_file import read_study
+from firstlight.study.file import read_study
 from firstlight.studyfolder import StudyFolder
 
 NAME = "crop_scale_study"

@@ -13,7 +13,7 @@ from simulated_runs import Cell, runs_of, with_effects, write_runs
 
 from firstlight import cli
 from firstlight.compare import compare
-from firstlight.comparison import CLASS_EFFECTS
+from firstlight.compare.comparison import CLASS_EFFECTS
 from firstlight.figures import class_effects_figure, class_strengths_figure
 from firstlight.figures.class_strengths import half_width
 from firstlight.functional import (

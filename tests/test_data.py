@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from firstlight.data import command_line, data_show
-from firstlight.data_check import data_check
-from firstlight.data_findings import Example, findings
+from firstlight.data.check import data_check
+from firstlight.data.command import command_line, data_show
+from firstlight.data.findings import Example, findings
+from firstlight.data.given import spelt_out
 from firstlight.datamodules import DigitsDataModule, ImageFolderDataModule
 from firstlight.datamodules.examination import ImageFacts
 from firstlight.figures.training_images import training_images_figure
-from firstlight.given_data import spelt_out
 
 
 @pytest.fixture

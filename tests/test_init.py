@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from firstlight.init import init
+from firstlight.data.init import init
 
 
 def write(folder, counts, size=(20, 24)):

@@ -70,7 +70,7 @@ def test_the_wheel_holds_firstlight_and_nothing_else(wheel):
     configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml")}
     assert configs
     assert {f"firstlight/{name}" for name in configs} <= set(names)
-    assert {"firstlight/py.typed", "firstlight/report.html.jinja"} <= set(names)
+    assert {"firstlight/py.typed", "firstlight/report/report.html.jinja"} <= set(names)
 
 
 def test_the_wheel_works_by_itself(wheel, tmp_path):

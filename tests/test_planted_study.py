@@ -9,7 +9,7 @@ from planted_corner import PlantedDigitsDataModule
 
 from firstlight.datamodules import DigitsDataModule
 from firstlight.study import study
-from firstlight.study_file import parse_study
+from firstlight.study.file import parse_study
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAIR = {"three", "eight"}

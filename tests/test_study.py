@@ -16,8 +16,8 @@ import yaml
 from firstlight import cli, study_training
 from firstlight.runfolder import RunFolder, RunFolderError
 from firstlight.study import StudyError, study
-from firstlight.study_file import parse_study
-from firstlight.study_run import lock_of
+from firstlight.study.file import parse_study
+from firstlight.study.run import lock_of
 from firstlight.studyfolder import StudyFolder
 
 pytestmark = pytest.mark.xdist_group("study")
@@ -64,7 +64,7 @@ def processes(folder):
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"firstlight.study_run" in words and any(str(folder).encode() in w for w in words):
+        if b"firstlight.study" in words and any(str(folder).encode() in w for w in words):
             found.append(int(entry.name))
     return found
 
@@ -260,7 +260,7 @@ def test_a_run_is_not_trained_twice_at_once(whole, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"{FIRST} is being trained by another process"):
             study(tiny(), folder, sequential=True)
         config = str(folder / "work" / FIRST / "config.yaml")
-        run = subprocess.run([sys.executable, "-m", "firstlight.study_run", config, "test"],
+        run = subprocess.run([sys.executable, "-m", "firstlight.study", config, "test"],
                              stdin=subprocess.PIPE, capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 1
     assert "another process trains this run" in run.stderr

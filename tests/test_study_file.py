@@ -8,9 +8,9 @@ import yaml
 
 from firstlight.cli import config_names, resolve_config
 from firstlight.study import study
-from firstlight.study_file import parse_study, read_study
-from firstlight.study_plan import differences, plan_runs
-from firstlight.study_progress import StudyProgress
+from firstlight.study.file import parse_study, read_study
+from firstlight.study.plan import differences, plan_runs
+from firstlight.study.progress import StudyProgress
 
 SMALL = {
     "name": "small",

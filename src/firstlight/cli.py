@@ -19,15 +19,15 @@ from firstlight.lightning_modules import ImageClassifier
 from firstlight.lightning_modules.image_classifier import CHECKPOINT_KEY
 
 COMMANDS = {
-    "compare": "firstlight.compare_options",
-    "data": "firstlight.data",
+    "compare": "firstlight.compare.options",
+    "data": "firstlight.data.command",
     "demo": "firstlight.demo",
     "export": "firstlight.export",
-    "init": "firstlight.init",
+    "init": "firstlight.data.init",
     "measure": "firstlight.measure_options",
-    "study": "firstlight.study_options",
+    "study": "firstlight.study.options",
     "rescore": "firstlight.rescore",
-    "report": "firstlight.report",
+    "report": "firstlight.report.command",
     "table": "firstlight.run_table",
     "retrain-last-layer": "firstlight.last_layer_options:retrain_command_line",
     "correct-prior": "firstlight.last_layer_options:correct_command_line",

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from firstlight.data_check import data_check
+from firstlight.data.check import data_check
 from firstlight.datamodules import ImageFolderShift, ImageNetDataModule, imagenet_files
 from firstlight.datamodules.imagenet_labels import readable_names, validation_labels
 

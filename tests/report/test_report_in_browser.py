@@ -11,7 +11,7 @@ from report_cases import arms, words
 from simulated_runs import Cell, runs_of, write_runs
 
 from firstlight.compare import compare
-from firstlight.report import LARGEST, report
+from firstlight.report.command import LARGEST, report
 from firstlight.runfolder import RunFolder
 
 pytestmark = pytest.mark.xdist_group("report")  # one worker makes the runs
@@ -46,7 +46,7 @@ def test_a_thousand_classes_stay_small(tmp_path):
 
 
 def test_a_page_that_would_be_too_large_is_refused(copied, monkeypatch):
-    monkeypatch.setattr("firstlight.report.LARGEST", 1000)
+    monkeypatch.setattr("firstlight.report.command.LARGEST", 1000)
     with pytest.raises(ValueError, match="MiB: remove some of the images"):
         report([copied])
     assert not (copied / "report.html").exists()

@@ -119,7 +119,7 @@ class Page:
         """
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                                   lstrip_blocks=True, finalize=_unbroken)  # fmt: skip
-        source = files("firstlight").joinpath(TEMPLATE).read_text(encoding="utf-8")
+        source = files("firstlight.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
         drawn = {picture.name: Markup(picture.svg()) for picture in self.pictures}
         return environment.from_string(source).render(
             page=self, drawn=drawn, made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %z}",

@@ -10,10 +10,10 @@ import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from firstlight.data_check import data_check
+from firstlight.data.check import data_check
+from firstlight.data.given import add_data_arguments, given_data, spelt_out
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.figures.training_images import training_images_figure
-from firstlight.given_data import add_data_arguments, given_data, spelt_out
 
 _USAGE = """\
 usage: firstlight data check SOURCE   unreadable files, duplicates, missing classes; a report

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import yaml
 
+from firstlight.data.given import kind_of
 from firstlight.datamodules import ImageFolderDataModule
 from firstlight.datamodules.examination import ImageFacts
-from firstlight.given_data import kind_of
 
 SKEWED = 5.0
 """Imbalance factor from which a remedy is switched on; between 2 and this it is a comment."""

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from firstlight.checkpoints import CheckpointError, read_checkpoint
 from firstlight.runfolder import replacing
-from firstlight.study_plan import PlannedRun
-from firstlight.study_progress import StudyProgress
-from firstlight.study_run import GRACE, lock_of
-from firstlight.study_workers import Worker, Workers, environment_for
+from firstlight.study.plan import PlannedRun
+from firstlight.study.progress import StudyProgress
+from firstlight.study.run import GRACE, lock_of
+from firstlight.study.workers import Worker, Workers, environment_for
 from firstlight.studyfolder import StudyFolder
 
 console = Console()
@@ -124,7 +124,7 @@ def _prepared(folder: StudyFolder, run: PlannedRun) -> tuple[list[str], Path]:
     with log.open("a") as file:
         file.write(f"=== attempt {entry['attempts']}: {note}\n")
     resume = [] if checkpoint is None else [str(checkpoint)]
-    return [sys.executable, "-m", "firstlight.study_run", str(work / "config.yaml"),
+    return [sys.executable, "-m", "firstlight.study", str(work / "config.yaml"),
             folder.study["split"], *resume], log  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from rich.console import Console
 from rich.table import Table
 
-from firstlight.data_findings import Example, Finding, findings
+from firstlight.data.findings import Example, Finding, findings
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.examination import ImageFacts, examine, pixel_hash
 from firstlight.datamodules.image_files import for_each_file

@@ -1,6 +1,6 @@
 """One run of a study, in a process of its own: a fit, then the evaluation by the same trainer.
 
-``python -m firstlight.study_run CONFIG SPLIT [CHECKPOINT]``; started by ``firstlight study``.
+``python -m firstlight.study CONFIG SPLIT [CHECKPOINT]``; started by ``firstlight study``.
 """
 
 import os
@@ -59,7 +59,3 @@ def main(config: str, split: str, checkpoint: str | None = None) -> None:
     cli = lightning(["fit", "--config", config, *resume])
     if split == "test":
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from firstlight.compare import compare
-from firstlight.report_comparison import comparison_page, study_page
-from firstlight.report_page import Page, write_figures
-from firstlight.report_run import run_page
+from firstlight.report.comparison import comparison_page, study_page
+from firstlight.report.page import Page, write_figures
+from firstlight.report.run import run_page
 from firstlight.runfolder import RunFolder, RunFolderError, replacing
 
 console = Console()

@@ -7,7 +7,7 @@ from typing import get_args
 import yaml
 
 from firstlight.compare import compare
-from firstlight.comparison import Question
+from firstlight.compare.comparison import Question
 from firstlight.measure_options import Option, add_options
 
 

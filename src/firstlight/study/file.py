@@ -50,7 +50,7 @@ class StudyFile:
         arms: the first is what the others are compared with.
         seeds: one run of each arm a seed.
         split: the evaluation that is compared.
-        compare: options of `firstlight.compare.compare`.
+        compare: options of `firstlight.compare.command.compare`.
         cpus_per_run: threads of a run, and what a scheduler reserves for it.
         gpus_per_run: GPUs of a run; None: one where this machine has any.
         at_once: how many runs at a time; None: as many as the scheduler has room for.

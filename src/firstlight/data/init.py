@@ -9,11 +9,11 @@ import yaml
 from jsonargparse import auto_cli
 from rich.console import Console
 
+from firstlight.data.given import images_at
+from firstlight.data.init_file import Found, init_file
 from firstlight.datamodules import ImageFolderDataModule
 from firstlight.datamodules.examination import examine
 from firstlight.datamodules.image_files import for_each_file
-from firstlight.given_data import images_at
-from firstlight.init_file import Found, init_file
 from firstlight.runfolder import replacing
 
 EXAMINED = 2_000

@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from firstlight.compared_runs import ComparedRuns
-from firstlight.comparison import Comparison, Question
+from firstlight.compare.comparison import Comparison, Question
+from firstlight.compare.runs import ComparedRuns
 from firstlight.figures.findings import points
 from firstlight.functional import convincing
 from firstlight.functional.class_effects import CLAIMS_FROM
@@ -32,7 +32,7 @@ def show(
     least: float,
     worst: int,
 ) -> None:
-    """Print everything; arguments as `firstlight.compare.compare` has them."""
+    """Print everything; arguments as `firstlight.compare.command.compare` has them."""
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from firstlight.compare import compare
 from firstlight.runfolder import RunFolderError
-from firstlight.study_file import StudyFile
-from firstlight.study_plan import PlannedRun, differences, plan_runs
-from firstlight.study_training import refuse_running, train
-from firstlight.study_workers import workers_for
+from firstlight.study.file import StudyFile
+from firstlight.study.plan import PlannedRun, differences, plan_runs
+from firstlight.study.training import refuse_running, train
+from firstlight.study.workers import workers_for
 from firstlight.studyfolder import StudyFolder, new_run
 
 console = Console()
@@ -35,7 +35,7 @@ def study(
     change. Called off (Ctrl-C) or killed, it leaves a folder to go on with.
 
     Args:
-        file: of `firstlight.study_file.read_study`.
+        file: of `firstlight.study.file.read_study`.
         out: the study's folder; default ``studies/<name>``. See `firstlight.studyfolder`.
         sequential: one run after another without Ray, though it is installed.
         dry_run: check and list the runs, and train none.

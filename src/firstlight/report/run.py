@@ -23,8 +23,8 @@ from firstlight.figures.per_class import draw_per_class
 from firstlight.figures.picture import NothingToDrawError
 from firstlight.figures.training_curves import draw_training_curves
 from firstlight.functional import SHOTS
-from firstlight.report_errors import class_table, confusion_section, percent, worst_section
-from firstlight.report_page import Page, Section, Table
+from firstlight.report.errors import class_table, confusion_section, percent, worst_section
+from firstlight.report.page import Page, Section, Table
 from firstlight.runfolder import RunFolder, RunFolderError
 
 OFTEN = 12

@@ -7,7 +7,7 @@ import numpy as np
 from firstlight.figures.confusions import draw_confusions
 from firstlight.figures.evaluations import Classes, Counts
 from firstlight.functional import confusion_pairs, expected_worst_accuracy, wilson_interval
-from firstlight.report_page import Card, Example, Section, Table
+from firstlight.report.page import Card, Example, Section, Table
 from firstlight.runfolder import RunFolder, RunFolderError
 
 WORST = 10

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.compare import compare
-from firstlight.compare_report import QUESTIONS
+from firstlight.compare.report import QUESTIONS
 from firstlight.figures.compared_folder import Columns, ComparedFolder
 from firstlight.figures.comparison import Drawn, comparison_pictures
 from firstlight.figures.evaluations import main_split, read_classes, read_evaluations
 from firstlight.figures.findings import points
-from firstlight.report_errors import percent
-from firstlight.report_page import Page, Section, Table
+from firstlight.report.errors import percent
+from firstlight.report.page import Page, Section, Table
 from firstlight.runfolder import RunFolder, RunFolderError
 
 LISTED = 8

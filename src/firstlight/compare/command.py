@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from firstlight.compare_report import show
-from firstlight.compared_runs import ComparedRuns, read_runs
-from firstlight.comparison import (
+from firstlight.compare.comparison import (
     CLASS_EFFECTS,
     Comparison,
     Question,
     compare_arms,
     compare_strengths,
 )
+from firstlight.compare.report import show
+from firstlight.compare.runs import ComparedRuns, read_runs
 from firstlight.figures.compared_folder import ComparedFolder
 from firstlight.figures.comparison import comparison_pictures
 from firstlight.functional import confusion_shifts
@@ -73,13 +73,13 @@ def compare(
 
     Returns:
         The folder. It holds ``class_effects.parquet`` (a row for each class of each comparison; see
-        `firstlight.comparison.CLASS_EFFECTS`), ``accuracies.parquet`` (of each class in each run),
-        ``confusion_shifts.parquet`` (change of P(predicted class | true class)), ``summary.json``,
-        and ``figures``.
+        `firstlight.compare.comparison.CLASS_EFFECTS`), ``accuracies.parquet`` (of each class in
+        each run), ``confusion_shifts.parquet`` (change of P(predicted class | true class)),
+        ``summary.json`` and ``figures``.
 
     Raises:
         RunFolderError: on a folder or table that cannot be read, by name.
-        ValueError: on runs that cannot be compared, see `firstlight.compared_runs.read_runs`; on an
+        ValueError: on runs that cannot be compared, see `firstlight.compare.runs.read_runs`; on an
             argument that cannot be right; on one run an arm without a null band.
     """
     _check(question, least, worst, draws, level)

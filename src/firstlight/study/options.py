@@ -10,7 +10,7 @@ import yaml
 
 from firstlight.measure_options import Option, add_options
 from firstlight.study import StudyError, study
-from firstlight.study_file import read_study
+from firstlight.study.file import read_study
 
 OF_FILE = ("seeds", "cpus_per_run", "gpus_per_run", "at_once", "address")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from firstlight.compared_runs import Arm, ComparedRuns
+from firstlight.compare.runs import Arm, ComparedRuns
 from firstlight.functional import (
     ClassEffects,
     NullBand,

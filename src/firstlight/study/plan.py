@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from firstlight.cli import lightning, resolve_config
-from firstlight.study_file import StudyArm, StudyFile, near_names, slug
+from firstlight.study.file import StudyArm, StudyFile, near_names, slug
 
 MONITOR = "firstlight.callbacks.PerClassMonitor"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"

@@ -1,0 +1,7 @@
+"""``firstlight data`` and ``firstlight init``: looking at images before training on them."""
+
+from firstlight.data.check import data_check
+from firstlight.data.command import data_show
+from firstlight.data.init import init
+
+__all__ = ["data_check", "data_show", "init"]
