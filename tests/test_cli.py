@@ -283,8 +283,8 @@ def test_the_overview_names_commands_and_configs(firstlight):
 def test_unknown_commands_are_corrected(monkeypatch, tmp_path, capsys):
     said = refused(monkeypatch, tmp_path, capsys, "demp")
     assert (
-        "no command 'demp'; there are compare, demo, export, measure, table, retrain-last-layer, "
-        "correct-prior, fit" in said
+        "no command 'demp'; there are compare, demo, export, measure, report, table, "
+        "retrain-last-layer, correct-prior, fit" in said
     )
     assert "Did you mean 'demo'?" in said
 
