@@ -57,7 +57,8 @@ bench: $(INSTALLED)  ## side by side with the peers; writes benchmarks/results
 	$(BIN)/python benchmarks/last_layer_solver.py
 	$(BIN)/python benchmarks/class_effects.py
 	$(BIN)/python benchmarks/weight_noise.py && $(BIN)/python benchmarks/weight_noise_width.py
-	@echo "With data of your own: benchmarks/{finetune_cifar10,cifar10_lt_methods,last_layer_scale,batchnorm_warmup}.py"
+	$(BIN)/python benchmarks/batch_augmentation.py
+	@echo "With data of your own: benchmarks/{finetune_cifar10,cifar10_lt_methods,last_layer_scale,batchnorm_warmup,crop_scale_study,jpeg_folder,jpeg_decoders}.py"
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
