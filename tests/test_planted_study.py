@@ -1,6 +1,7 @@
 """A study that has to find what was planted: two classes that strong crops cannot tell apart."""
 
 from pathlib import Path
+from statistics import mean
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,13 +21,15 @@ STUDY = {
         "data": "planted_corner.PlantedDigitsDataModule",
         "data.imbalance_factor": None,
         "data.batch_size": 32,
-        "trainer.max_epochs": 10,
+        "data.holdout": 0.0,
+        "trainer.max_epochs": 12,
+        "model.lr_scheduler.init_args.total": 12,
+        "model.optimizer.init_args.lr": 0.05,
         "trainer.accelerator": "cpu",
-        "trainer.check_val_every_n_epoch": 10,
-        "model.lr_scheduler.init_args.total": 10,
+        "trainer.check_val_every_n_epoch": 12,
     },
     "factor": "data.scale",
-    "values": {1.0: [1.0, 1.0], 0.3: [0.3, 1.0]},
+    "values": {1.0: [1.0, 1.0], 0.3: [0.3, 0.6]},
     "seeds": 3,
     "compare": {"draws": 100},
 }
@@ -55,11 +58,16 @@ def test_a_study_finds_the_planted_effect(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))  # of the runs' processes
     folder = study(parse_study(STUDY), tmp_path / "study", sequential=True)
     assert folder is not None
-    where = folder.path / folder.study["comparison"] / "class_effects.parquet"
-    effects = sorted(pq.read_table(where).to_pylist(), key=lambda row: row["effect"])
-    assert {row["name"] for row in effects[:2]} == PAIR
-    for row in effects[:2]:
-        assert row["effect"] < -0.2
+    check_effects(folder.path / folder.study["comparison"] / "class_effects.parquet")
+
+
+def check_effects(file):
+    """Crops take from the shape of every digit, most from those of which nothing else is left."""
+    effects = pq.read_table(file).to_pylist()
+    planted = [row for row in effects if row["name"] in PAIR]
+    for row in planted:
+        assert row["effect"] < -0.25
         assert row["q"] < 0.05
         assert row["beyond_band"] == -1
-    assert effects[1]["effect"] < 2 * effects[2]["effect"] - 0.05
+    others = [row["effect"] for row in effects if row["name"] not in PAIR]
+    assert mean(row["effect"] for row in planted) < mean(others) - 0.2
