@@ -1,16 +1,11 @@
 """Where a callback's numbers go: loggers, callback metrics, the run folder, the terminal."""
 
 import math
-import os
-import platform
 import random
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -18,11 +13,11 @@ import torch
 import yaml
 from rich.console import Console
 
+from firstlight.callbacks.run_identity import describe_run, identify_run
 from firstlight.functional import ClassifierScores
-from firstlight.functional.loaders import offered
 from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import fold_in, keyed_randomness
-from firstlight.runfolder import RunFolder, fingerprint, replacing
+from firstlight.runfolder import RunFolder, replacing
 
 console = Console()
 
@@ -172,7 +167,9 @@ class RunRecords:
             say(trainer, f"The run folder {resumed} of the checkpoint is gone; a new one is made.")
         config = describe_run(trainer, pl_module)
         path = Path(self.run_dir or Path(log_dir or ".", "firstlight"))
-        folder = RunFolder.create(path, status="running", **_identity(trainer, pl_module, config))
+        folder = RunFolder.create(
+            path, status="running", **identify_run(trainer, pl_module, config)
+        )
         with replacing(folder.path / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False))
         return folder
@@ -263,84 +260,3 @@ class RunRecords:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in the checkpoint's folder, if this is a fit."""
         self._restored = state["run_dir"]
-
-
-def describe_run(trainer: Any, pl_module: Any) -> dict[str, Any]:
-    """The run's configuration, as far as hyper-parameters tell it, as plain values."""
-    datamodule = trainer.datamodule
-    settings = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-    return {
-        "model": {"class_path": _path(pl_module), "init_args": _hparams(pl_module)},
-        "data": None
-        if datamodule is None
-        else {"class_path": _path(datamodule), "init_args": _hparams(datamodule)},
-        "trainer": {key: _plain(getattr(trainer, key, None)) for key in settings}
-        | {"precision": str(trainer.precision), "world_size": trainer.world_size},
-    }
-
-
-def _identity(trainer: Any, pl_module: Any, config: dict[str, Any]) -> dict[str, Any]:
-    names = offered(trainer.datamodule, "class_names")
-    recipe = {
-        part: {
-            k: v
-            for k, v in ((values or {}).get("init_args") or values or {}).items()
-            if k != "seed"
-        }
-        for part, values in config.items()
-    }
-    images = offered(trainer.datamodule, "preprocessing")
-    return {
-        "run_id": uuid4().hex[:12],
-        "seed": _hparams(pl_module).get("seed", os.environ.get("PL_GLOBAL_SEED")),
-        "recipe_hash": fingerprint(recipe),
-        "dataset": (config["data"] or {}).get("class_path"),
-        "classes_sha256": fingerprint(list(names)) if names is not None else None,
-        "resolution": offered(trainer.datamodule, "img_size"),
-        "eval_transform": None if images is None else str(images),
-        "weights": _weights(trainer),
-        "versions": {name: _version(name) for name in ("firstlight", "torch", "lightning", "timm")}
-        | {"python": platform.python_version()},
-        "commit": _commit(),
-    }
-
-
-def _weights(trainer: Any) -> str:
-    """Which weights are evaluated: "ema" where a callback of either package swaps averages in."""
-    kinds = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
-    return "ema" if "WeightAveraging" in kinds else "raw"
-
-
-def _path(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _hparams(thing: Any) -> dict[str, Any]:
-    values = {k: _plain(v) for k, v in dict(getattr(thing, "hparams", {})).items()}
-    return {k: v for k, v in values.items() if not k.startswith("_")}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the user's working folder, where git knows one."""
-    try:
-        run = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from firstlight.datamodules.preprocessing import Preprocessing
-from firstlight.functional import augment
+from firstlight.functional import augment, augment_draws
 
 _AT_ONCE = 4
 """Large images that the CPU takes through all steps together: they stay in its cache."""
@@ -18,7 +18,7 @@ class Drawn(NamedTuple):
     """Parameters of N examples, on the CPU; None for what is not done."""
 
     flips: Tensor | None
-    jitter: augment.ColorJitter | None
+    jitter: augment_draws.ColorJitter | None
     boxes: Tensor | None
 
 
@@ -51,9 +51,9 @@ class BatchAugmentation:
         """Draw the parameters of ``count`` images of ``size`` from a CPU generator."""
         flip, jitter, erasing = self._flip, self._jitter, self._erasing
         return Drawn(
-            augment.draw_flips(count, generator, flip) if flip else None,
-            augment.draw_color_jitter(count, jitter, generator) if jitter else None,
-            augment.draw_erasing_boxes(count, size, generator, erasing) if erasing else None,
+            augment_draws.draw_flips(count, generator, flip) if flip else None,
+            augment_draws.draw_color_jitter(count, jitter, generator) if jitter else None,
+            augment_draws.draw_erasing_boxes(count, size, generator, erasing) if erasing else None,
         )
 
     def __call__(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -63,7 +63,7 @@ class BatchAugmentation:
             images = augment.flip(images, drawn.flips)
         jitter, boxes = drawn.jitter, drawn.boxes
         if jitter is not None:
-            jitter = augment.ColorJitter(*(part.to(self.device) for part in jitter))
+            jitter = augment_draws.ColorJitter(*(part.to(self.device) for part in jitter))
         boxes = None if boxes is None else boxes.to(self.device)
         batch = torch.empty(images.shape, dtype=torch.float32, device=self.device)
         in_parts = self.device.type == "cpu" and images.shape[1:].numel() > _LARGE
@@ -72,7 +72,9 @@ class BatchAugmentation:
             part = slice(first, first + step)
             one = batch[part].copy_(images[part])
             if jitter is not None:
-                augment.color_jitter(one, augment.ColorJitter(*(value[part] for value in jitter)))
+                augment.color_jitter(
+                    one, augment_draws.ColorJitter(*(value[part] for value in jitter))
+                )
             augment.normalize_(one, self._how.mean, self._how.std)
             if boxes is not None:
                 augment.erase(one, boxes[part])
@@ -92,7 +94,7 @@ def collate_drawn(
         None if flips[0] is None else torch.cat(flips),
         None
         if jitters[0] is None
-        else augment.ColorJitter(*map(torch.cat, zip(*jitters, strict=True))),
+        else augment_draws.ColorJitter(*map(torch.cat, zip(*jitters, strict=True))),
         None if boxes[0] is None else torch.cat(boxes),
     )
     return (images.permute(0, 3, 1, 2), drawn), torch.tensor([target for _, target in items])

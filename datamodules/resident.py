@@ -12,7 +12,7 @@ from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.loaders import ResidentLoader
 from firstlight.datamodules.preprocessing import Preprocessing
 from firstlight.datamodules.samplers import fixed_order
-from firstlight.functional import augment
+from firstlight.functional import augment, augment_draws
 from firstlight.functional.long_tail import ImbalanceType, long_tailed_counts, long_tailed_indices
 
 
@@ -102,9 +102,11 @@ class TrainingPipeline:
         """Crops of the original size, or resized ones."""
         count = len(index)
         if self._scale is None:
-            offsets = augment.draw_crop_offsets(count, self._padding, generator)
+            offsets = augment_draws.draw_crop_offsets(count, self._padding, generator)
             return augment.crop(self._images, index, offsets.to(self.device), self._size)
-        boxes = augment.draw_resized_crops(count, self._size, generator, self._scale, self._ratio)
+        boxes = augment_draws.draw_resized_crops(
+            count, self._size, generator, self._scale, self._ratio
+        )
         images = self._images.index_select(0, index)
         return augment.resized_crop(images, boxes.to(self.device), size, self._how.interpolation)
 

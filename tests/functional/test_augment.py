@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as tv
 from torchvision.transforms.v2 import functional as tv2
 
-from firstlight.functional import augment
+from firstlight.functional import augment, augment_draws
 
 
 def generator(seed=0):
@@ -26,7 +26,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.20, 0.21, 0.22)
 def test_crops_are_torchvisions(images):
     padding = 3
     index = torch.randperm(64, generator=generator(2))[:40]
-    offsets = augment.draw_crop_offsets(40, padding, generator(3))
+    offsets = augment_draws.draw_crop_offsets(40, padding, generator(3))
     ours = augment.crop(augment.pad(images, padding), index, offsets, (12, 12))
     for crop, i, (top, left) in zip(ours, index.tolist(), offsets.tolist(), strict=True):
         padded = tv.pad(images[i], [padding] * 4)
@@ -41,7 +41,7 @@ def test_crops_reach_the_last_corner(images):
 
 
 def test_flips_are_torchvisions(images):
-    flips = augment.draw_flips(64, generator(4))
+    flips = augment_draws.draw_flips(64, generator(4))
     ours = augment.flip(images, flips)
     for image, flipped, chosen in zip(images, ours, flips.tolist(), strict=True):
         assert torch.equal(flipped, tv.hflip(image) if chosen else image)
@@ -49,7 +49,7 @@ def test_flips_are_torchvisions(images):
 
 
 def test_erasing_is_torchvisions(images):
-    boxes = augment.draw_erasing_boxes(64, (12, 12), generator(5), p=0.7)
+    boxes = augment_draws.draw_erasing_boxes(64, (12, 12), generator(5), p=0.7)
     floats = images.float()
     ours = augment.erase(floats.clone(), boxes, 0.0)
     for image, erased, (top, left, height, width) in zip(floats, ours, boxes.tolist(), strict=True):
@@ -82,7 +82,7 @@ def test_centre_crop_is_torchvisions(images, size):
 
 
 def test_offsets_are_uniform_and_independent():
-    offsets = augment.draw_crop_offsets(40_500, 4, generator(6))
+    offsets = augment_draws.draw_crop_offsets(40_500, 4, generator(6))
     cells = (offsets[:, 0] * 9 + offsets[:, 1]).bincount(minlength=81)
     assert len(cells) == 81
     assert stats.chisquare(cells.numpy()).pvalue > 1e-3
@@ -90,7 +90,7 @@ def test_offsets_are_uniform_and_independent():
 
 @pytest.mark.parametrize("p", [0.5, 0.25])
 def test_flips_have_their_probability(p):
-    flips = augment.draw_flips(100_000, generator(7), p).sum().item()
+    flips = augment_draws.draw_flips(100_000, generator(7), p).sum().item()
     assert abs(flips - 100_000 * p) < 4 * math.sqrt(100_000 * p * (1 - p))
 
 
@@ -106,14 +106,14 @@ def torchvision_boxes(count, size, **arguments):
 @pytest.fixture(scope="module")
 def erasing_draws():
     theirs = torchvision_boxes(120_000, 32)
-    ours = augment.draw_erasing_boxes(500_000, (32, 32), generator(8), p=1.0).numpy()
+    ours = augment_draws.draw_erasing_boxes(500_000, (32, 32), generator(8), p=1.0).numpy()
     return theirs[theirs[:, 2] > 0], ours[ours[:, 2] > 0]
 
 
 def test_erasing_rejects_as_torchvision_does():
     hard = {"scale": (0.8, 1.0), "ratio": (0.3, 3.0)}
     theirs = torchvision_boxes(20_000, 16, **hard)
-    ours = augment.draw_erasing_boxes(100_000, (16, 16), generator(8), p=1.0, **hard).numpy()
+    ours = augment_draws.draw_erasing_boxes(100_000, (16, 16), generator(8), p=1.0, **hard).numpy()
     tables = [
         np.bincount((b[:, 2] * 17 + b[:, 3]).astype(int), minlength=289) for b in (theirs, ours)
     ]
@@ -143,13 +143,13 @@ def test_erasing_boxes_are_distributed_as_torchvisions(erasing_draws, statistic)
 
 
 def test_erasing_happens_as_often_as_asked():
-    boxes = augment.draw_erasing_boxes(50_000, (32, 32), generator(9), p=0.3)
+    boxes = augment_draws.draw_erasing_boxes(50_000, (32, 32), generator(9), p=0.3)
     assert abs((boxes[:, 2] > 0).sum().item() - 15_000) < 4 * math.sqrt(50_000 * 0.21)
 
 
 def test_where_no_try_fits_the_image_stays_whole():
     # a box of the whole area and a ratio away from 1 is always too high or too wide
-    boxes = augment.draw_erasing_boxes(
+    boxes = augment_draws.draw_erasing_boxes(
         200, (16, 16), generator(10), p=1.0, scale=(1.0, 1.0), ratio=(2.0, 3.0)
     )
     assert boxes.sum() == 0
@@ -157,15 +157,15 @@ def test_where_no_try_fits_the_image_stays_whole():
 
 def test_drawing_leaves_the_global_state_alone():
     before = torch.get_rng_state()
-    augment.draw_crop_offsets(5, 2, generator())
-    augment.draw_flips(5, generator())
-    augment.draw_erasing_boxes(5, (8, 8), generator())
+    augment_draws.draw_crop_offsets(5, 2, generator())
+    augment_draws.draw_flips(5, generator())
+    augment_draws.draw_erasing_boxes(5, (8, 8), generator())
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_every_example_has_its_own_parameters():
-    offsets = augment.draw_crop_offsets(100, 4, generator(11))
-    boxes = augment.draw_erasing_boxes(100, (32, 32), generator(12), p=1.0)
+    offsets = augment_draws.draw_crop_offsets(100, 4, generator(11))
+    boxes = augment_draws.draw_erasing_boxes(100, (32, 32), generator(12), p=1.0)
     assert len(offsets.unique(dim=0)) > 40
     assert len(boxes.unique(dim=0)) > 90
 
@@ -189,7 +189,7 @@ CROPS = {
 @pytest.fixture(scope="module", params=CROPS)
 def crop_draws(request):
     arguments, size = CROPS[request.param], (24, 32)
-    ours = augment.draw_resized_crops(300_000, size, generator(13), **arguments).numpy()
+    ours = augment_draws.draw_resized_crops(300_000, size, generator(13), **arguments).numpy()
     return torchvision_crops(40_000, size, **arguments), ours.astype(float)
 
 
@@ -223,7 +223,7 @@ def test_resized_crops_are_distributed_as_torchvisions(crop_draws, statistic):
     ],
 )
 def test_where_no_crop_fits_the_centre_is_taken(size, ratio, box):
-    boxes = augment.draw_resized_crops(50, size, generator(14), (1.0, 1.0), ratio)
+    boxes = augment_draws.draw_resized_crops(50, size, generator(14), (1.0, 1.0), ratio)
     assert set(map(tuple, boxes.tolist())) == {box}
     theirs = torchvision_crops(50, size, scale=(1.0, 1.0), ratio=ratio)
     assert set(map(tuple, theirs.astype(int).tolist())) == {box}
@@ -232,7 +232,7 @@ def test_where_no_crop_fits_the_centre_is_taken(size, ratio, box):
 def test_shares_of_a_square_image():
     """The shares that the docstring states: 69 and 48 %."""
     for low, share in ((0.5, 0.69), (0.08, 0.48)):
-        boxes = augment.draw_resized_crops(100_000, (224, 224), generator(15), (low, 1.0))
+        boxes = augment_draws.draw_resized_crops(100_000, (224, 224), generator(15), (low, 1.0))
         area = (boxes[:, 2] * boxes[:, 3]).double().mean() / 224**2
         assert area == pytest.approx(share, abs=0.005)
 
@@ -240,7 +240,7 @@ def test_shares_of_a_square_image():
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(12, 12), (5, 7), (20, 31)])
 def test_resized_crops_are_torchvisions(images, interpolation, size):
-    boxes = augment.draw_resized_crops(64, (12, 12), generator(16), (0.05, 1.0))
+    boxes = augment_draws.draw_resized_crops(64, (12, 12), generator(16), (0.05, 1.0))
     ours = augment.resized_crop(images, boxes, size, interpolation)
     mode = InterpolationMode(interpolation)
     for image, crop, (top, left, height, width) in zip(images, ours, boxes.tolist(), strict=True):
@@ -253,7 +253,7 @@ def test_resized_crops_are_torchvisions(images, interpolation, size):
 
 
 def test_resized_crops_have_parameters_of_their_own():
-    boxes = augment.draw_resized_crops(100, (32, 32), generator(17))
+    boxes = augment_draws.draw_resized_crops(100, (32, 32), generator(17))
     assert len(boxes.unique(dim=0)) > 90
 
 
@@ -262,7 +262,7 @@ ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
 
 def test_colour_jitter_is_torchvisions(images):
     """Each image by torchvision's functions of one float64 image, in its own order."""
-    drawn = augment.draw_color_jitter(64, 0.8, generator(4))
+    drawn = augment_draws.draw_color_jitter(64, 0.8, generator(4))
     ours = augment.color_jitter(images.float(), drawn)
     assert len({tuple(order) for order in drawn.order.tolist()}) == 6
     for image, one, factors, order in zip(images, ours, *drawn, strict=True):
@@ -275,7 +275,7 @@ def test_colour_jitter_is_torchvisions(images):
 @pytest.mark.parametrize(("strength", "low", "high"), [(0.4, 0.6, 1.4), (1.5, 0, 2.5)])
 def test_colour_jitter_is_drawn_as_torchvision_draws_it(strength, low, high):
     """torchvision's documentation: uniform on [max(0, 1 - s), 1 + s], in random order."""
-    factors, order = augment.draw_color_jitter(6000, strength, generator(5))
+    factors, order = augment_draws.draw_color_jitter(6000, strength, generator(5))
     uniform = (factors.double().numpy() - low) / (high - low)
     assert -1e-6 < uniform.min() < 1e-3
     assert 0.999 < uniform.max() < 1 + 1e-6
