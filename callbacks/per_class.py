@@ -1,23 +1,24 @@
 """PerClassMonitor: what an evaluation does to every class, in anyone's trainer."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from firstlight.callbacks.batches import Adapter, LogitsTap
 from firstlight.callbacks.class_groups_report import report_groups
 from firstlight.callbacks.classes import Classes, check_lengths, dataset_of, find_classes
 from firstlight.callbacks.evaluation import Evaluation, agree
 from firstlight.callbacks.per_class_report import save_examples, show_worst
+from firstlight.callbacks.per_class_tables import (
+    write_classes,
+    write_counts,
+    write_predictions,
+    writer,
+)
 from firstlight.callbacks.records import RunRecords, log_scalars, say
 from firstlight.callbacks.shift_report import report_shifts
 from firstlight.callbacks.stages import STAGES, Stage, StageCallback, loaders_of
-from firstlight.functional import confusion_pairs, summarise_classes
+from firstlight.functional import summarise_classes
 from firstlight.functional.loaders import named_sets, offered
-from firstlight.runfolder import fingerprint
 
 
 class PerClassMonitor(StageCallback):
@@ -214,9 +215,7 @@ class PerClassMonitor(StageCallback):
         prefix = f"{evaluation.split}/per_class"
         log_scalars(trainer, {f"{prefix}/{key}": value for key, value in summary.items()})
         if self.records.folder is not None:
-            columns = {k: v.numpy() for k, v in counts.items() if not k.startswith("top")}
-            columns["class"] = np.arange(len(counts["n"]))
-            self._writer(evaluation)("per_class", columns)
+            write_counts(self.records.folder, evaluation)
 
     def _find_classes(self, trainer: Any, num_classes: int) -> Classes:
         if self._classes is None or len(self._classes.names) != num_classes:
@@ -225,16 +224,7 @@ class PerClassMonitor(StageCallback):
             )
             self._say_once(trainer, f"PerClassMonitor: {'; '.join(found.sources)}.")
             if self.records.folder is not None:
-                self.records.folder.write(
-                    "classes",
-                    {
-                        "class": range(num_classes),
-                        "name": found.names,
-                        "train_count": found.train_counts,
-                        "full_count": found.full_counts,
-                        "shot": found.shots,
-                    },
-                )
+                write_classes(self.records.folder, found)
         return self._classes
 
     def _write_predictions(self, trainer: Any) -> None:
@@ -243,33 +233,16 @@ class PerClassMonitor(StageCallback):
             if evaluation.split.split("/")[0] == "train":
                 continue
             evaluation.collect()
-            table = evaluation.table
-            if self.records.folder is None or not table:
+            if self.records.folder is None or not evaluation.table:
                 continue
-            write = self._writer(evaluation)
-            pairs = confusion_pairs(table["target"], table["pred"])
-            write("confusions", dict(zip(("target", "pred", "count"), pairs, strict=True)))
-            if evaluation.in_order:
-                write("predictions", {**table, "path": evaluation.paths()})
-                self.records.folder.update(
-                    split=evaluation.split, targets_sha256=fingerprint(table["target"].tolist())
-                )
-            else:
+            write_predictions(self.records.folder, evaluation)
+            if not evaluation.in_order:
                 self._say_once(
                     trainer,
                     f"PerClassMonitor: {evaluation.split} is not visited in the data set's order, "
                     "so predictions cannot be told apart by index and the table predictions is not "
                     "written. Evaluate with a DataLoader that has shuffle=False to get it.",
                 )
-
-    def _writer(self, evaluation: Evaluation) -> Callable[[str, Mapping[str, Any]], Path]:
-        assert self.records.folder is not None
-        return partial(
-            self.records.folder.write,
-            step=evaluation.step,
-            epoch=evaluation.epoch,
-            split=evaluation.split,
-        )
 
     def _end(self, trainer: Any) -> None:
         """Write what the last epoch left, and print the worst classes. Collective."""
@@ -280,7 +253,8 @@ class PerClassMonitor(StageCallback):
             if not evaluation.first:  # of several sets; they are shown side by side
                 continue
             show_worst(evaluation, self._classes, self.worst)
-            write = None if self.records.folder is None else self._writer(evaluation)
+            folder = self.records.folder
+            write = None if folder is None else writer(folder, evaluation)
             report_groups(evaluation, offered(trainer.datamodule, "class_groups") or {}, write)
             if self.records.folder is not None and evaluation.in_order:
                 note = save_examples(
