@@ -13,9 +13,9 @@ from shutil import copytree
 import pytest
 import yaml
 
-from firstlight import cli, study_training
+from firstlight import cli
 from firstlight.runfolder import RunFolder, RunFolderError
-from firstlight.study import StudyError, study
+from firstlight.study import StudyError, study, training
 from firstlight.study.file import parse_study
 from firstlight.study.run import lock_of
 from firstlight.studyfolder import StudyFolder
@@ -251,7 +251,7 @@ def test_a_study_called_off_or_killed_can_go_on(how, whole, tmp_path):
 
 def test_a_run_is_not_trained_twice_at_once(whole, tmp_path, monkeypatch):
     """A lock that another process holds refuses the study; a run that meets it ends with a word."""
-    monkeypatch.setattr(study_training, "GRACE", -4.9)  # how long to wait for it, less five
+    monkeypatch.setattr(training, "GRACE", -4.9)  # how long to wait for it, less five
     folder = copytree(whole, tmp_path / "copy")
     (folder / "runs" / FIRST / "run.json").unlink()
     for file in (folder / "work").rglob("config.yaml"):

@@ -380,7 +380,7 @@ def test_features_in_a_file_give_the_same_heads_to_the_last_bit(tmp_path, monkey
         found[share] = callback.result.heads.heads, module.state_dict(), capsys.readouterr().out
         folder = root / "firstlight"
         names = {path.name for path in folder.iterdir()}
-        assert names == {"run.json", "config.yaml", "events", "last-retrained.ckpt"}
+        assert names == {"run.json", "config.yaml", "events", "last-retrained.ckpt", "per_class"}
     for rule in rules:
         a, b = (found[share][0][rule] for share in found)
         assert torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)

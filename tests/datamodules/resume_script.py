@@ -96,3 +96,4 @@ def main(folder: Path, root: str | None = None) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
+    torch.distributed.destroy_process_group()  # gloo's threads may abort a process that just ends

@@ -45,12 +45,12 @@ def main(config: str, split: str, checkpoint: str | None = None) -> None:
     What is evaluated are the weights that training ended with.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        stop_with_parent()
         lock = lock_of(Path(config).parent)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             sys.exit(f"{lock.lock_file} is locked: another process trains this run")
+        stop_with_parent()
     from firstlight.cli import lightning  # after the lock: it takes seconds
 
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # meant so
