@@ -1,7 +1,6 @@
 """What is in an image file, found by decoding it once."""
 
 import hashlib
-import os
 import warnings
 from io import BytesIO
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from firstlight.datamodules.archives import member_bytes
+from firstlight.datamodules.image_files import DAMAGE, decode_bytes, read_bytes
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -55,19 +54,18 @@ class ImageFacts(NamedTuple):
 
 
 def examine(path: str) -> ImageFacts:
-    """Decode one file and say what it is; a file that cannot be read is described, not raised.
+    """Decode one file as training does and say what it is; damage is described, not raised.
 
     Cost: one decode. The trap: the same picture encoded twice by a lossy codec has different
     pixels; such pairs are not found.
     """
     facts = ImageFacts(path)
     try:
-        content = member_bytes(path)
-        size = os.path.getsize(path) if content is None else len(content)  # noqa: PTH202  # Path is slow for 10^6
-        facts = facts._replace(size=size)
+        content = read_bytes(path)
+        facts = facts._replace(size=len(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is reported
-            with Image.open(path if content is None else BytesIO(content)) as image:
+            with Image.open(BytesIO(content)) as image:
                 facts = facts._replace(
                     format=image.format,
                     mode=image.mode,
@@ -76,9 +74,9 @@ def examine(path: str) -> ImageFacts:
                     frames=getattr(image, "n_frames", 1),
                     orientation=image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT),
                 )
-                return facts._replace(pixels=pixel_hash(np.asarray(image.convert("RGB"))))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return facts._replace(problem=f"{type(error).__name__}: {error}".replace(repr(path), "it"))
+            return facts._replace(pixels=pixel_hash(np.asarray(decode_bytes(content, path))))
+    except DAMAGE as error:
+        return facts._replace(problem=f"{type(error).__name__}: {error}".replace(path, "it"))
 
 
 def pixel_hash(pixels: "np.typing.NDArray[np.uint8]") -> str:

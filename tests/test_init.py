@@ -75,7 +75,7 @@ def test_unreadable_images_and_what_is_missing_are_foretold(tmp_path):
     (images / "train/ant/003.png").write_bytes(b"")
     text = init(images, tmp_path / "a.yaml").read_text()
     assert "# Refused:  `firstlight test`: there is no test set" in text
-    assert "003.png (UnidentifiedImageError" in text
+    assert "003.png (ValueError: it is empty" in text
 
 
 def test_a_manifest_and_local_weights(tmp_path):

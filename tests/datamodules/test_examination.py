@@ -77,15 +77,17 @@ def broken_files(folder, picture):
         )
     )
     (folder / "folder.png").mkdir()
+    Image.fromarray(picture[..., 0].astype(np.uint16) * 250).save(folder / "deep.png")
 
 
 def test_what_cannot_be_read_is_described_and_not_raised(tmp_path, picture):
     broken_files(tmp_path, picture)
     said = {
         "half.jpg": "truncated",
-        "empty.jpg": "cannot identify",
+        "empty.jpg": "is empty",
         "text.jpg": "cannot identify",
-        "link.jpg": "No such file",
+        "link.jpg": "a link that leads nowhere",
+        "deep.png": "more than 8 bits a channel",
         "bomb.png": "decompression bomb",
         "folder.png": "directory",
     }
