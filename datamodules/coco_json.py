@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from firstlight.datamodules.lists import first_repeat
+
 Category = Mapping[str, Any]
 
 _NUMBER = re.compile(r"\d+(?=_|$)")
@@ -90,9 +92,7 @@ def read_coco(file: Path) -> CocoImages:
 
 def _once(values: Sequence[int | str] | NDArray[np.int64], what: str, file: Path) -> None:
     if len(set(values)) < len(values):
-        seen: set[int | str] = set()
-        twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
-        raise ValueError(f"{file}: {what} {twice!r} occurs twice")
+        raise ValueError(f"{file}: {what} {first_repeat(values)!r} occurs twice")
 
 
 def _join(

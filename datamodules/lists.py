@@ -1,10 +1,12 @@
 """Text lists of images, as the long-tail papers publish them: a path and a label a line."""
 
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 _SPLITS = ("train", "val", "test")
 
@@ -80,13 +82,13 @@ def read_list(file: Path) -> ImageList:
         )
     paths = [pair[0] for pair in pairs] if labelled[0] else [line.strip() for line in lines]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"{file} lists {_first_repeat(paths)} twice")
+        raise ValueError(f"{file} lists {first_repeat(paths)} twice")
     return ImageList(file, paths, [int(pair[1]) for pair in pairs] if labelled[0] else None)
 
 
-def _first_repeat(values: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
+def first_repeat(values: Iterable[T]) -> T:
+    """Return the first of values that occur more than once."""
+    return next(value for value, count in Counter(values).items() if count > 1)
 
 
 def check_disjoint(lists: Mapping[str, Sequence[str]]) -> None:

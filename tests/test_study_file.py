@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-import yaml
 
 from firstlight.cli import config_names, resolve_config
 from firstlight.study import study
@@ -212,9 +211,6 @@ def test_the_time_left_is_that_of_runs_seen(tmp_path):
     assert progress._left() == "about 2 min 0 s left"  # four runs of a minute, two at a time
 
 
-WAITING = {"ImageNetDataModule", "INaturalistDataModule"}
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_that_ships_can_be_planned(name, tmp_path):
     text = Path(resolve_config(f"firstlight:{name}")).read_text()
@@ -224,11 +220,5 @@ def test_every_study_that_ships_can_be_planned(name, tmp_path):
     assert "Expect:" in header
     file = read_study(resolve_config(f"firstlight:{name}"))
     assert len(file.seeds) >= 3
-    from firstlight import datamodules
-
-    bases = [yaml.safe_load(Path(resolve_config(one)).read_text()) for one in file.base]
-    needed = {(base.get("data") or {}).get("class_path") for base in bases} & WAITING
-    if needed - set(datamodules.__all__):
-        pytest.skip(f"waits for {', '.join(needed)}")
     runs = plan_runs(file, tmp_path)
     assert len(runs) == len(file.arms) * len(file.seeds)

@@ -354,7 +354,7 @@ def test_frozen_blocks_get_none(tmp_path):
             self.moved.append({n for n, p in learned(self).items() if not torch.equal(p, first[n])})
             return super().training_step(batch, index)
 
-        moved = []  # noqa: RUF012
+        moved = []  # noqa: RUF012  # one list, of the class
 
     first = start_of(Watched)
     unfreezing = GradualUnfreezing(schedule=[[4, "stem"]])
@@ -367,7 +367,7 @@ def test_by_hand_with_two_optimisers_every_group_has_its_turn(tmp_path):
     """Both count as steps: two groups in turn at every second step would be one of them."""
 
     class Watched(StillByHand):
-        moved = []  # noqa: RUF012
+        moved = []  # noqa: RUF012  # one list, of the class
 
         def training_step(self, batch, index):
             self.moved += [n for n, p in learned(self).items() if not torch.equal(p, first[n])]

@@ -84,7 +84,7 @@ def _draw_classes(axes: Axes, counts: Counts, classes: Classes, width: float) ->
                     else "class, the best first")  # fmt: skip
     if len(order) <= NAMED * width:
         beside = trained is not None and len(order) <= 12
-        names = [label(classes.names[c]) + (f"\n{int(trained[c]):,}" if beside else "")  # type: ignore[index]
+        names = [label(classes.names[c]) + (f"\n{int(trained[c]):,}" if beside else "")  # type: ignore[index]  # None is never beside
                  for c in order]  # fmt: skip
         longest = max(len(line) for name in names for line in name.split("\n"))
         wide = longest * len(names) > 10 * width
