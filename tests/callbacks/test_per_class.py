@@ -536,3 +536,20 @@ def test_groups_that_the_data_module_knows_are_shown_and_written(tmp_path, capsy
     assert rows["sea"]["value"] == pytest.approx((accuracy[0] + accuracy[2]) / 2)
     assert (rows[""]["n"], rows["sea"]["n"], rows["sea"]["kind"]) == (37, 2, "realm")
     assert "val: by groups of classes" in capsys.readouterr().out
+
+
+def test_the_counts_trained_on_and_those_before_the_cuts_stay_two(tmp_path):
+    case = MODULES["tuple batch"]
+
+    class Data(L.LightningDataModule):
+        class_counts = [90, 40, 8]  # noqa: RUF012  # as users write it
+        full_class_counts = [110, 50, 10]  # noqa: RUF012  # likewise
+
+        def val_dataloader(self):
+            return case.loader()
+
+    evaluate(case, tmp_path, PerClassMonitor(), loader=Data())
+    classes = run_of(tmp_path).read("classes").to_pydict()
+    assert classes["train_count"] == [90, 40, 8]
+    assert classes["full_count"] == [110, 50, 10]
+    assert classes["shot"] == ["many", "medium", "few"]  # by the full counts
