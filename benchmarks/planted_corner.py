@@ -47,7 +47,7 @@ class Planted:
     side: int
 
     def _read(self) -> Sources[ResidentImages]:
-        sources: Sources[ResidentImages] = super()._read()  # type: ignore[misc]
+        sources: Sources[ResidentImages] = super()._read()
         assert sources.test is not None
         train = plant(sources.train, self.pair, self.side, 0)
         return Sources(train, None, plant(sources.test, self.pair, self.side, 1))

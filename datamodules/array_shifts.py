@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from firstlight.datamodules.resident import prepare
-from firstlight.datamodules.shifts import Setting, Shift, chosen, chosen_severities
-from firstlight.functional.corruptions import BENCHMARK, PUBLISHED
+from firstlight.datamodules.shifts import (
+    PublishedCorruptions,
+    Setting,
+    Shift,
+    chosen,
+)
 
 MNIST_C = (
     "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "shear", "scale", "rotate",
@@ -79,7 +83,7 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
 
 
 @dataclasses.dataclass(frozen=True)
-class CIFARC(Shift):
+class CIFARC(PublishedCorruptions):
     """CIFAR-10-C or CIFAR-100-C: the CIFAR test set under 19 corruptions in five severities.
 
     One set whose sections are ``<corruption>/<severity>``. The benchmark's mean is over fifteen
@@ -91,18 +95,6 @@ class CIFARC(Shift):
         corruptions: names, or groups: benchmark, noise, blur, weather, digital, extra, all.
         severities: 1 to 5.
     """
-
-    root: str
-    corruptions: str | list[str] = "benchmark"
-    severities: int | list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3, 4, 5])
-
-    def __post_init__(self) -> None:
-        """Refuse unknown names."""
-        self._chosen()
-
-    def _chosen(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        names = chosen(self.corruptions, PUBLISHED, "corruption", benchmark=BENCHMARK)
-        return names, chosen_severities(self.severities)
 
     def check(self) -> None:
         """Look for the files."""

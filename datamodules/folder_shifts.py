@@ -16,8 +16,12 @@ from firstlight.datamodules.image_files import (
     scan_classes,
 )
 from firstlight.datamodules.preprocessing import evaluation_transform
-from firstlight.datamodules.shifts import Setting, Shift, chosen, chosen_severities
-from firstlight.functional.corruptions import BENCHMARK, PUBLISHED
+from firstlight.datamodules.shifts import (
+    PublishedCorruptions,
+    Setting,
+    Shift,
+)
+from firstlight.functional.corruptions import PUBLISHED
 from firstlight.functional.shifts import ALEXNET_ERRORS
 
 
@@ -108,7 +112,7 @@ class ImageFolderShift(Shift):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNetC(Shift):
+class ImageNetC(PublishedCorruptions):
     """ImageNet-C: the validation images under 19 corruptions in five severities.
 
     One set whose sections are ``<corruption>/<severity>``. The images are 224 x 224: evaluate with
@@ -120,18 +124,6 @@ class ImageNetC(Shift):
         corruptions: names, or groups: benchmark, noise, blur, weather, digital, extra, all.
         severities: 1 to 5.
     """
-
-    root: str
-    corruptions: str | list[str] = "benchmark"
-    severities: int | list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3, 4, 5])
-
-    def __post_init__(self) -> None:
-        """Refuse unknown names."""
-        self._chosen()
-
-    def _chosen(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        names = chosen(self.corruptions, PUBLISHED, "corruption", benchmark=BENCHMARK)
-        return names, chosen_severities(self.severities)
 
     def check(self) -> None:
         """Look for the folders."""

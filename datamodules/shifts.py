@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from firstlight.datamodules.loaders import ResidentLoader, ResumableDataLoader
 from firstlight.datamodules.preprocessing import Preprocessing
 from firstlight.datamodules.samplers import fixed_order
+from firstlight.functional.corruptions import BENCHMARK, PUBLISHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,3 +174,26 @@ def chosen_severities(given: int | Sequence[int]) -> tuple[int, ...]:
     if not levels or not set(levels) <= {1, 2, 3, 4, 5} or len(set(levels)) < len(levels):
         raise ValueError(f"severities are numbers from 1 to 5, each once, got {given!r}")
     return levels
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCorruptions(Shift):
+    """Base of the published sets of 19 corruptions in five severities.
+
+    Attributes:
+        root: where the subclass finds them.
+        corruptions: names, or groups: benchmark, noise, blur, weather, digital, extra, all.
+        severities: 1 to 5.
+    """
+
+    root: str
+    corruptions: str | list[str] = "benchmark"
+    severities: int | list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3, 4, 5])
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names."""
+        self._chosen()
+
+    def _chosen(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        names = chosen(self.corruptions, PUBLISHED, "corruption", benchmark=BENCHMARK)
+        return names, chosen_severities(self.severities)
