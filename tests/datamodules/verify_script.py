@@ -1,4 +1,4 @@
-"""Two processes verify one folder together; prints what each of them left out."""
+"""Two processes verify one folder together; each writes what it left out to a file of its own."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from firstlight.datamodules import ImageFolderDataModule, verification
 
-root, policy = sys.argv[1:]
+root, policy, out = sys.argv[1:]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 looked = []
@@ -21,5 +21,5 @@ try:
     found = f"counts {data.class_counts}"
 except (ValueError, RuntimeError) as error:
     found = f"refused {Path(str(error).split('.jpg')[0]).name}"
-print(f"rank {rank} looked at {len(looked)}: {found}", flush=True)
+Path(out, f"rank_{rank}").write_text(f"looked at {len(looked)}: {found}")
 dist.destroy_process_group()
