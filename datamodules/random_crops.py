@@ -11,10 +11,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from firstlight.datamodules.batch_augmentation import BatchAugmentation, Drawn
+from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.image_files import decode_bytes, read_bytes
 from firstlight.datamodules.jpeg_regions import Box, Decoder, Jpeg, best_decoder
 from firstlight.functional.augment import resize
+from firstlight.functional.augment_draws import Draws
 
 DecoderName = Literal["auto", "fast", "pil"]
 
@@ -120,7 +121,7 @@ class WithDraws:
     def __init__(self, crops: Callable[[str], Tensor], augmentation: BatchAugmentation) -> None:
         self._crops, self._augmentation = crops, augmentation
 
-    def __call__(self, path: str) -> tuple[Tensor, Drawn]:
+    def __call__(self, path: str) -> tuple[Tensor, Draws]:
         """Return the crop of one file and parameters for one image."""
         crop = self._crops(path)
         size = (crop.shape[1], crop.shape[2])

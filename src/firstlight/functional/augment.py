@@ -1,7 +1,7 @@
 """Augmentation of batches of uint8 images, with parameters of their own for every example.
 
 Parameters are drawn by `firstlight.functional.augment_draws`, and applied on whatever device holds
-the images.
+the images. Of images that fill a CPU's cache `firstlight.functional.augment_singly` is faster.
 """
 
 import functools
@@ -11,10 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstlight.functional.augment_draws import ColorJitter
+from firstlight.functional.augment_draws import ColorJitter, Draws
 
-_LARGE = 30_000  # values of an image
-_GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue, as in torchvision
+GREY = (0.2989, 0.587, 0.114)
+"""Shares of red, green and blue, as in torchvision."""
+
+
+def augment(images: Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Flip, change colours, normalise and erase each image by its own parameters.
+
+    Args:
+        images: uint8 (B, C, H, W) of any memory format.
+        draws: parameters of B images, on the same device.
+        mean: per channel, on the scale 0 to 1.
+        std: per channel, on the scale 0 to 1.
+
+    Returns:
+        float32 (B, C, H, W), contiguous.
+    """
+    if draws.flips is not None:
+        images = flip(images, draws.flips)
+    batch = torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images)
+    if draws.jitter is not None:
+        color_jitter(batch, draws.jitter)
+    normalize_(batch, mean, std)
+    return batch if draws.boxes is None else erase(batch, draws.boxes)
 
 
 def color_jitter(images: Tensor, drawn: ColorJitter) -> Tensor:
@@ -27,17 +48,15 @@ def color_jitter(images: Tensor, drawn: ColorJitter) -> Tensor:
         images: float32 (N, 3, H, W) on the scale 0 to 255.
         drawn: of `draw_color_jitter`, on the same device.
     """
-    weights = torch.tensor(_GREY, device=images.device)
+    weights = torch.tensor(GREY, device=images.device)
     for kind in drawn.order.unbind(1):
         factor = drawn.factors.gather(1, kind.unsqueeze(1)).view(-1, 1, 1, 1)
         of_mean, of_pixel = ((kind == k).view(-1, 1, 1, 1) * (1 - factor) for k in (1, 2))
         added = (images.mean((2, 3)) @ weights).view(-1, 1, 1, 1) * of_mean
-        if images.device.type != "cpu" or bool((kind == 2).any()):  # asking costs a GPU's time
-            grey = images[:, :1] * _GREY[0]
-            for channel in (1, 2):
-                grey.add_(images[:, channel : channel + 1], alpha=_GREY[channel])
-            added = grey.mul_(of_pixel).add_(added)
-        images.mul_(factor).add_(added).clamp_(0, 255)
+        grey = images[:, :1] * GREY[0]
+        for channel in (1, 2):
+            grey.add_(images[:, channel : channel + 1], alpha=GREY[channel])
+        images.mul_(factor).add_(grey.mul_(of_pixel).add_(added)).clamp_(0, 255)
     return images
 
 
@@ -75,15 +94,9 @@ def crop(padded: Tensor, index: Tensor, offsets: Tensor, size: tuple[int, int]) 
 def flip(images: Tensor, flips: Tensor) -> Tensor:
     """Return images (B, C, H, W), mirrored left and right where ``flips`` (B,) is true.
 
-    Of many small images both versions are made and one copied for each, which is faster than
-    writing into some; of large ones on the CPU it is slower.
+    Both versions are made and one copied for each, which is faster than writing into some.
     """
     count = len(images)
-    if images.device.type == "cpu" and images.shape[1:].numel() > _LARGE:
-        mirrored = images.clone()
-        for number in flips.nonzero().flatten().tolist():
-            mirrored[number] = images[number].flip(-1)
-        return mirrored
     chosen = torch.arange(count, device=images.device) + count * flips.to(images.device)
     return torch.cat((images, images.flip(-1))).index_select(0, chosen)
 
@@ -96,10 +109,6 @@ def erase(images: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
         boxes: int64 (B, 4) of top, left, height, width, on the same device.
         value: what to write.
     """
-    if images.device.type == "cpu" and images.shape[1:].numel() > _LARGE:
-        for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
-            image[:, top : top + height, left : left + width] = value
-        return images
     tops, lefts, heights, widths = (b.view(-1, 1, 1, 1) for b in boxes.unbind(1))
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)

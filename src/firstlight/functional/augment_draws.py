@@ -5,6 +5,8 @@ v2 transforms, given a batch, draw one set of parameters for all of it.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -132,6 +134,41 @@ class ColorJitter(NamedTuple):
 
     factors: Tensor
     order: Tensor
+
+
+class Draws(NamedTuple):
+    """Parameters of N images; None for what is not done.
+
+    Attributes:
+        flips: of `draw_flips`.
+        jitter: of `draw_color_jitter`.
+        boxes: of `draw_erasing_boxes`.
+    """
+
+    flips: Tensor | None
+    jitter: ColorJitter | None
+    boxes: Tensor | None
+
+    def to(self, device: torch.device) -> "Draws":
+        """Return the same parameters on another device."""
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        return Draws(
+            None if self.flips is None else move(self.flips),
+            None if self.jitter is None else ColorJitter(*map(move, self.jitter)),
+            None if self.boxes is None else move(self.boxes),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Draws"]) -> "Draws":
+        """Return the parameters of all images, of those of some of them each."""
+        flips, jitters, boxes = zip(*parts, strict=True)
+        return cls(
+            None if flips[0] is None else torch.cat(flips),
+            None
+            if jitters[0] is None
+            else ColorJitter(*map(torch.cat, zip(*jitters, strict=True))),
+            None if boxes[0] is None else torch.cat(boxes),
+        )
 
 
 def draw_color_jitter(count: int, strength: float, generator: torch.Generator) -> ColorJitter:
