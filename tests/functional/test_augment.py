@@ -285,12 +285,3 @@ def test_colour_jitter_is_drawn_as_torchvision_draws_it(strength, low, high):
     counts = np.unique(order.numpy(), axis=0, return_counts=True)[1]
     assert stats.chisquare(counts).pvalue > 1e-3
     assert len(counts) == 6
-
-
-def test_large_images_are_flipped_as_small_ones_are():
-    images = torch.randint(0, 256, (5, 3, 128, 128), dtype=torch.uint8, generator=generator(6))
-    before, flips = images.clone(), torch.tensor([True, False, True, False, False])
-    ours = augment.flip(images, flips)
-    expected = [tv.hflip(image) if f else image for image, f in zip(images, flips, strict=True)]
-    assert torch.equal(ours, torch.stack(expected))
-    assert torch.equal(images, before)

@@ -32,7 +32,9 @@ def augment_singly(
     boxes = None if draws.boxes is None else draws.boxes.tolist()
     shifts = [torch.tensor(-m / s) for m, s in zip(mean, std, strict=True)]
     scales = [1 / (255 * s) for s in std]
-    batch = torch.empty(images.shape)  # contiguous, whatever the format of the images
+    batch = torch.empty(
+        images.shape, dtype=torch.float32
+    )  # contiguous, whatever the format of the images
     planes = torch.empty(images.shape[1:], dtype=torch.uint8)
     for number, (image, made) in enumerate(zip(images.numpy(), batch.unbind(), strict=True)):
         mirrored = flips is not None and flips[number]
