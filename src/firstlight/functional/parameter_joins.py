@@ -1,8 +1,8 @@
 """A call that joins data with parameters, and how its gradients are kept apart by example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,9 +10,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves, tree_map
 
 from firstlight.functional.example_axes import by_example, layouts_of
-
-if TYPE_CHECKING:
-    from firstlight.functional.parameter_uses import ParameterUses
 
 
 @dataclass
@@ -33,6 +30,36 @@ class Operand:
     local: str | None = None
 
 
+class Notes(Protocol):
+    """Where joins note the uses of learned tensors, see `ParameterUses`."""
+
+    count: int
+
+    def note(
+        self, name: str, output: Tensor, operands: list[Operand], layouts: list[str], source: bool
+    ) -> None:
+        """Add a use."""
+
+    def repeat(
+        self,
+        x: Tensor,
+        ndim: int,
+        axis: int,
+        size: int,
+        layout: str = "first",
+        layouts: Sequence[str] = (),
+    ) -> Tensor:
+        """Return x with ``ndim`` axes, ``size`` times along ``axis``; noted as a use of its own."""
+        ...
+
+    def choose(self, layouts: list[str]) -> str:
+        """Return the layout of the next use."""
+        ...
+
+    def give_up(self, tensor: Tensor, operation: str) -> None:
+        """Note that the parameters under a tensor have no per-example form here."""
+
+
 @dataclass
 class Join:
     """A call that joins data with learned tensors, as handlers see it.
@@ -46,7 +73,7 @@ class Join:
         learned: those made of parameters of interest, each once.
     """
 
-    uses: "ParameterUses"
+    uses: Notes
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -105,10 +132,10 @@ class Join:
             return None
         layout = self.uses.choose(layouts)
         axis = int(layout == "second")
-        changed = {}
-        for x in self.learned:
-            changed[id(x)] = self.uses.repeat(x, data.ndim, axis, data.shape[axis], layout)
-            self.uses.uses[-1].layouts = layouts
+        size = data.shape[axis]
+        changed = {
+            id(x): self.uses.repeat(x, data.ndim, axis, size, layout, layouts) for x in self.learned
+        }
         return self.call_with(lambda v: changed.get(id(v), v))
 
     def locally(self) -> Any:

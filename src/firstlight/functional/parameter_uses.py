@@ -4,7 +4,7 @@ The operations themselves are watched, not the modules: a weight counts wherever
 meets it, be it in a subclass, in a functional call, standardised, concatenated or shared.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -115,7 +115,15 @@ class ParameterUses(TorchFunctionMode):
         out = handler(context) if handler is not None else None
         return context.locally() if out is None else out
 
-    def repeat(self, x: Tensor, ndim: int, axis: int, size: int, layout: str = "first") -> Tensor:
+    def repeat(
+        self,
+        x: Tensor,
+        ndim: int,
+        axis: int,
+        size: int,
+        layout: str = "first",
+        layouts: Sequence[str] = (),
+    ) -> Tensor:
         """Return x with ``ndim`` axes, ``size`` times along ``axis``; noted as a use of its own.
 
         Autograd sums gradients over the repetitions only behind this place: here they are still
@@ -130,7 +138,7 @@ class ParameterUses(TorchFunctionMode):
             each = by_example(g.movedim(axis, 0), "first" if axis else layout, self.count)
             return each[rows].sum(1).reshape(-1, *x.shape)
 
-        self.note("repeat", repeated, [Operand(x, gradients)], [], source=True)
+        self.note("repeat", repeated, [Operand(x, gradients)], list(layouts), source=True)
         return repeated
 
     def note(
