@@ -17,9 +17,13 @@ GRACE = 20.0
 """Seconds that a run has to end by itself when it is to stop."""
 
 
-def lock_of(work: Path) -> FileLock:
-    """The lock that a run's process holds while it lives, whoever started it."""
-    return FileLock(work / "lock")
+LOCK = "lock"
+"""A file's name, in the folder of a study and in that of each run's work."""
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock that a study's process, or a run's, holds while it lives, whoever started it."""
+    return FileLock(folder / LOCK)
 
 
 def stop_with_parent() -> None:
