@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
 
@@ -46,9 +47,9 @@ def tiny(**changes):
     return parse_study({**TINY, **changes})
 
 
-def predictions(folder, run):
+def predictions(folder, run, split="test"):
     table = RunFolder.open(folder / "runs" / run).read_last(
-        "predictions", "test", ["idx", "target", "pred", "p_true", "nll"]
+        "predictions", split, ["idx", "target", "pred", "p_true", "nll"]
     )
     return table.to_pydict()
 
@@ -265,6 +266,30 @@ def test_a_run_is_not_trained_twice_at_once(whole, tmp_path, monkeypatch):
                              stdin=subprocess.PIPE, capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 1
     assert "another process trains this run" in run.stderr
+
+
+EMA = {
+    "class_path": "lightning.pytorch.callbacks.EMAWeightAveraging",
+    "init_args": {"decay": 0.8},
+}
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_killed_after_its_last_checkpoint_a_run_is_evaluated_alike(split, tmp_path):
+    """Training does not start again, which is when Lightning puts averages in."""
+    folder, run = tmp_path / "ends", "averaged-seed0"
+    arms = {"plain": {}, "averaged": {"config": {"trainer": {"callbacks+": [EMA]}}}}
+    content = deepcopy({key: value for key, value in TINY.items() if key != "values"})
+    content["set"] |= {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 1}
+    file = parse_study({**content, "arms": arms, "split": split})
+    study(file, folder, sequential=True)
+    before = predictions(folder, run, split)
+    for part in (folder / "runs" / run).glob(f"predictions/*-{split}.parquet"):
+        part.unlink()
+    study(file, folder, sequential=True)
+    note = StudyFolder.open(folder).run(run)["note"]
+    assert note.startswith("goes on from its checkpoint at step")
+    assert predictions(folder, run, split) == before
 
 
 def test_two_studies_do_not_work_in_one_folder(tmp_path, monkeypatch):
