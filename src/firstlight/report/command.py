@@ -13,7 +13,7 @@ from firstlight.report.run import run_page
 from firstlight.runfolder import RunFolder, RunFolderError, replacing
 from firstlight.studyfolder import StudyFolder
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 LARGEST = 5 * 2**20
 """Bytes that a page stays below."""

@@ -16,7 +16,7 @@ from firstlight.study.training import alone_in, refuse_running, train
 from firstlight.study.workers import workers_for
 from firstlight.studyfolder import StudyFolder, new_run
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 
 class StudyError(RuntimeError):

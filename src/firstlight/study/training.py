@@ -21,7 +21,7 @@ from firstlight.study.run import GRACE, lock_of
 from firstlight.study.workers import Worker, Workers, environment_for
 from firstlight.studyfolder import StudyFolder
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 POLL = 0.2
 LAST_LINES = 5
