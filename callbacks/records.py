@@ -19,7 +19,7 @@ from firstlight.functional.ranks import Ranks
 from firstlight.functional.seeding import fold_in, keyed_randomness
 from firstlight.runfolder import RunFolder, replacing
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 _folders: WeakKeyDictionary[Any, dict[str | None, RunFolder]] = WeakKeyDictionary()
 """Open folders by trainer and ``run_dir`` argument: the callbacks of one run share one folder."""

@@ -147,6 +147,14 @@ class WeightNoise(Callback):
             "clean": dict(self._noise.clean),
         }
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save clean weights where a checkpoint is made in mid-step, as by SLURM's signal."""
+        if self.returns == "clean" and self._noise.clean:
+            clean = {id(p): self._noise.clean.get(name) for name, p in pl_module.named_parameters()}
+            for name, p in pl_module.named_parameters(remove_duplicate=False):
+                if clean[id(p)] is not None and name in checkpoint["state_dict"]:
+                    checkpoint["state_dict"][name] = clean[id(p)]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.records.load_state_dict(state_dict)

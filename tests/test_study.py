@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
 
@@ -18,6 +19,7 @@ from firstlight.runfolder import RunFolder, RunFolderError
 from firstlight.study import StudyError, study, training
 from firstlight.study.file import parse_study
 from firstlight.study.run import lock_of
+from firstlight.study.workers import RayWorkers
 from firstlight.studyfolder import StudyFolder
 
 pytestmark = pytest.mark.xdist_group("study")
@@ -45,9 +47,9 @@ def tiny(**changes):
     return parse_study({**TINY, **changes})
 
 
-def predictions(folder, run):
+def predictions(folder, run, split="test"):
     table = RunFolder.open(folder / "runs" / run).read_last(
-        "predictions", "test", ["idx", "target", "pred", "p_true", "nll"]
+        "predictions", split, ["idx", "target", "pred", "p_true", "nll"]
     )
     return table.to_pydict()
 
@@ -266,6 +268,53 @@ def test_a_run_is_not_trained_twice_at_once(whole, tmp_path, monkeypatch):
     assert "another process trains this run" in run.stderr
 
 
+EMA = {
+    "class_path": "lightning.pytorch.callbacks.EMAWeightAveraging",
+    "init_args": {"decay": 0.8},
+}
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_killed_after_its_last_checkpoint_a_run_is_evaluated_alike(split, tmp_path):
+    """Training does not start again, which is when Lightning puts averages in."""
+    folder, run = tmp_path / "ends", "averaged-seed0"
+    arms = {"plain": {}, "averaged": {"config": {"trainer": {"callbacks+": [EMA]}}}}
+    content = deepcopy({key: value for key, value in TINY.items() if key != "values"})
+    content["set"] |= {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 1}
+    file = parse_study({**content, "arms": arms, "split": split})
+    study(file, folder, sequential=True)
+    before = predictions(folder, run, split)
+    for part in (folder / "runs" / run).glob(f"predictions/*-{split}.parquet"):
+        part.unlink()
+    study(file, folder, sequential=True)
+    note = StudyFolder.open(folder).run(run)["note"]
+    assert note.startswith("goes on from its checkpoint at step")
+    assert predictions(folder, run, split) == before
+
+
+def test_two_studies_do_not_work_in_one_folder(tmp_path, monkeypatch):
+    """The second writes nothing: it would take the first's runs for left behind, and begin anew."""
+    monkeypatch.setattr(training, "GRACE", -4.9)  # how long to wait for it, less five
+    folder = tmp_path / "both"
+    folder.mkdir()
+    with lock_of(folder), pytest.raises(ValueError, match="another process trains the study in"):
+        study(tiny(), folder, sequential=True)
+    assert [p.name for p in folder.iterdir()] == ["lock"]
+    study(tiny(), folder, sequential=True, dry_run=True)  # not taken for something else
+
+
+def test_a_task_that_ray_cannot_start_says_why(tmp_path):
+    pytest.importorskip("ray", reason="the extra 'study' is not installed")
+    workers, log = RayWorkers(1, 0, None, None), tmp_path / "log.txt"
+    try:
+        worker = workers.start(["/no/such/program"], log, {})
+        wait_for(lambda: worker.poll() is not None)
+        assert worker.poll() == 1
+        assert "No such file or directory: '/no/such/program'" in log.read_text()
+    finally:
+        workers.close()
+
+
 @pytest.mark.slow
 def test_ray_and_one_after_another_give_the_same_numbers(whole, tmp_path):
     pytest.importorskip("ray", reason="the extra 'study' is not installed")
@@ -283,6 +332,7 @@ def test_without_ray_its_options_are_refused(tmp_path):
         study(tiny(address="auto"), tmp_path / "a", sequential=True)
     with pytest.raises(ValueError, match="2 runs at once on GPUs need Ray"):
         study(tiny(at_once=2, gpus_per_run=1), tmp_path / "b", sequential=True)
+    assert not any(tmp_path.iterdir())  # no study that seems to be running
 
 
 def test_a_folder_that_is_no_study_or_a_newer_one(tmp_path):
@@ -304,3 +354,16 @@ def test_the_command_line_corrects_a_wrong_key(tmp_path, monkeypatch):
         cli.main()
     assert str(stop.value.code).startswith("firstlight study: ")
     assert "has no key 'fctor'; did you mean 'factor'" in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    "option", ["--seeds 0 0", "--cpus_per_run 0", "--gpus_per_run -1", "--at_once 0"]
+)
+def test_options_are_checked_as_the_file_is(option, tmp_path, monkeypatch):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    arguments = ["firstlight", "study", str(file), "--out", str(tmp_path / "out"), "--dry_run"]
+    monkeypatch.setattr(sys, "argv", [*arguments, *option.split()])
+    with pytest.raises(SystemExit, match=f"firstlight study: {option.split()[0][2:]} is a number|"
+                       f"firstlight study: {option.split()[0][2:]} is a whole number"):  # fmt: skip
+        cli.main()

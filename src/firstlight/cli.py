@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
@@ -64,6 +65,25 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 PREPROCESSING = ("img_size", "crop_pct", "interpolation", "mean", "std")
 
 
+class FinishedFit(Callback):
+    """Puts averaged weights in where a checkpoint resumes a fit with nothing left to do.
+
+    Lightning does so when training ends, and such a fit does not start.
+    """
+
+    started = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Leave it to Lightning."""
+        self.started = True
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Do it before others look at the weights that training ended with."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging) and not self.started:
+                callback.on_train_end(trainer, pl_module)
+
+
 class FirstlightCLI(LightningCLI):
     """LightningCLI for `ImageClassifier` and any LightningDataModule."""
 
@@ -90,6 +110,11 @@ class FirstlightCLI(LightningCLI):
         for key in PREPROCESSING:
             if key in data and data[key] is None and trained.get(key) is not None:
                 data[key] = trained[key]
+
+    def before_fit(self) -> None:
+        """See `FinishedFit`."""
+        callbacks: list[Any] = getattr(self.trainer, "callbacks")  # noqa: B009  # as below
+        callbacks.insert(0, FinishedFit())
 
     def before_test(self) -> None:
         """Show several test sets side by side, in one table instead of Lightning's per loader."""

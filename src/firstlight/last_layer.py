@@ -46,7 +46,7 @@ from firstlight.rebuild import OfflineRun, Restored, check_classes, restore_data
 
 PRIOR_KEY = "prior_correction"
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 
 @dataclass(frozen=True)

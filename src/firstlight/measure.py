@@ -27,7 +27,7 @@ from firstlight.runfolder import RunFolder, replacing
 Measure = Literal["fisher_trace", "average", "worst_case", "lambda_max"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 
 class Row(NamedTuple):

@@ -100,7 +100,7 @@ def table(
         method, marked, folder = one.rpartition("=")
         results.append(result_of_run(folder, method if marked else None, split, selection))
     rows = write_seed_table(output, results, title, against=against)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are data
     console.print(show_seed_table(rows, title)[0])
     console.print(f"Written: {output}, and all runs in .json beside it", soft_wrap=True)
     return Path(output)

@@ -66,7 +66,9 @@ class StudyFolder:
         file = Path(path) / "study.json"
         try:
             study = json.loads(file.read_text())
-            found, _ = study["schema_version"], study["runs"]
+            found = study["schema_version"]
+            if not isinstance(study["runs"], list):
+                raise TypeError("runs is no list")
         except FileNotFoundError:
             raise RunFolderError(f"{path} is no study: {file} does not exist") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:

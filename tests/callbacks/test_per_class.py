@@ -225,6 +225,14 @@ def test_the_sanity_check_leaves_nothing(tmp_path):
     assert run_of(tmp_path).read("per_class")["step"].to_pylist() == [5, 5, 5]
 
 
+def test_names_of_classes_are_printed_as_they_are(tmp_path, capsys):
+    """And not taken for the terminal's markup, which drops them, or refuses them after the run."""
+    names = ["[/b]", "a [seat]", ":cat:"]
+    checks.fit(MODULES["tuple batch"], tmp_path, [PerClassMonitor(class_names=names)])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+
 def test_the_worst_classes_are_printed_and_illustrated(tmp_path, capsys):
     evaluate(MODULES["tuple batch"], tmp_path, PerClassMonitor(worst=2))
     printed = capsys.readouterr().out

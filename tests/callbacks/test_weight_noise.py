@@ -144,6 +144,30 @@ def test_nothing_is_left_after_an_exception(error, tmp_path):
     assert folder_of(tmp_path).run["status"] == ("failed" if error is ValueError else "interrupted")
 
 
+class SavesInTheStep(Still):
+    """As Lightning does on a signal of SLURM, wherever the step is; one weight has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = self.net[-1]
+
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        self.trainer.save_checkpoint(f"{self.trainer.default_root_dir}/in_the_step.ckpt")
+        return loss
+
+
+def test_a_checkpoint_made_in_a_step_holds_clean_weights(tmp_path):
+    _, module = checks.fit(
+        ModuleCase(SavesInTheStep), tmp_path, [WeightNoise(0.5, **ALL, noise_free=0)]
+    )
+    assert not same(module.seen[-1], learned(module))
+    saved = torch.load(next(tmp_path.rglob("in_the_step.ckpt")))["state_dict"]
+    assert "head.weight" in saved
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        assert torch.equal(saved[name], weight), name
+
+
 class SkipsTheLastPart(TupleBatch):
     """The last micro-batch of two gives nothing: the optimiser steps all the same."""
 

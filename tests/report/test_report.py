@@ -177,6 +177,20 @@ def test_a_truncated_part_is_named_and_the_rest_shown(copied, table):
     assert "model_name: resnet20_cifar" in said
 
 
+def test_without_a_readable_table_of_classes_they_have_numbers(copied):
+    part = copied / "classes.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    page = report([copied])
+    assert "classes.parquet cannot be read" in words(page)
+    assert "confusions-test" in figures(page)
+
+
+def test_a_page_without_a_suffix_is_a_folder(copied, tmp_path):
+    page = report([copied], tmp_path / "page")
+    assert page == tmp_path / "page" / "report.html"
+    assert list((tmp_path / "page" / "report").glob("*.png"))
+
+
 def test_nan_predictions_are_no_obstacle(copied):
     for part in (copied / "predictions").glob("*-test.parquet"):
         table = pq.ParquetFile(part).read()
@@ -214,6 +228,9 @@ def test_refuses_what_is_no_run(simulated, comparison, tmp_path):
         report([copy])
     (copy / "study.json").write_text('{"runs": 3}')
     with pytest.raises(RunFolderError, match="not a study's description"):
+        report([copy])
+    (copy / "study.json").write_text('{"schema_version": 99, "runs": []}')
+    with pytest.raises(RunFolderError, match="schema version 99"):
         report([copy])
     with pytest.raises(RunFolderError, match="is no run folder"):
         report([simulated[0], tmp_path])

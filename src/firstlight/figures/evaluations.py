@@ -29,6 +29,11 @@ class Classes:
     counts: Floats | None
     shots: list[str | None]
 
+    @classmethod
+    def unnamed(cls, count: int) -> "Classes":
+        """So many classes of which nothing is known."""
+        return cls([str(c) for c in range(count)], None, [None] * count)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -65,7 +70,7 @@ def read_classes(folder: RunFolder, count: int) -> Classes:
     """Return names, counts and groups of ``count`` classes."""
     table = folder.read("classes").to_pydict()
     if len(table["class"]) < count:
-        return Classes([str(c) for c in range(count)], None, [None] * count)
+        return Classes.unnamed(count)
     names = [str(c) if name is None else name for c, name in enumerate(table["name"])]
     counts = next((np.array(table[key], float) for key in ("full_count", "train_count")
                    if None not in table[key]), None)  # fmt: skip

@@ -140,7 +140,7 @@ class Perturbation:
 
 
 def _marks(weight: Tensor) -> tuple[int, int]:
-    """What an update in place, or of ``.data``, changes."""
+    """What an update in place, or another ``.data``, changes; writing into ``.data`` does not."""
     return weight._version, weight.data_ptr()
 
 

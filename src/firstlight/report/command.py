@@ -1,7 +1,6 @@
 """``firstlight report``: one page that says what a run, or a study, did."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from firstlight.report.comparison import comparison_page, study_page
 from firstlight.report.page import Page, write_figures
 from firstlight.report.run import run_page
 from firstlight.runfolder import RunFolder, RunFolderError, replacing
+from firstlight.studyfolder import StudyFolder
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 LARGEST = 5 * 2**20
 """Bytes that a page stays below."""
@@ -28,8 +28,9 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
     Args:
         folders: a run folder, or one that holds a single run; what ``firstlight compare`` made; a
             study folder (``study.json``); or several run folders, which are compared first.
-        output: the page; default: ``report.html`` in the folder (of several: in the comparison's).
-            Figures go to the folder of the same name without its suffix.
+        output: the page, or a folder for ``report.html``; default: the folder that is reported on
+            (of several: the comparison's). Figures go to the folder of the same name without its
+            suffix.
 
     Returns:
         The page.
@@ -45,7 +46,7 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> P
         first = compare(list(folders), out=first.parent / "class_effects")
     page = _page(first)
     target = first / "report.html" if output is None else Path(output)
-    if target.is_dir():
+    if target.is_dir() or not target.suffix:
         target /= "report.html"
     text = page.html()
     if len(text.encode()) > LARGEST:
@@ -62,7 +63,7 @@ def _page(folder: Path) -> Page:
     if (folder / "run.json").exists():
         return run_page(RunFolder.open(folder))
     if (folder / "study.json").exists():
-        return study_page(folder, _read(folder / "study.json"))
+        return study_page(folder, StudyFolder.open(folder).study)
     if (folder / "summary.json").exists():
         return comparison_page(folder)
     depths = ("*/run.json", "*/*/run.json", "*/*/*/run.json")
@@ -77,16 +78,6 @@ def _page(folder: Path) -> Page:
     )
 
 
-def _read(file: Path) -> dict[str, object]:
-    try:
-        study = json.loads(file.read_text())
-        if not isinstance(study["runs"], list):
-            raise TypeError("runs is no list")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{file} is not a study's description ({error!r})") from error
-    return dict(study)
-
-
 def command_line(arguments: Sequence[str]) -> None:
     """Run ``firstlight report`` with these arguments."""
     parser = argparse.ArgumentParser(
@@ -96,7 +87,9 @@ def command_line(arguments: Sequence[str]) -> None:
     )
     what = "a run folder, a study, what compare made, or several runs' folders"
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_STUDY", help=what)
-    parser.add_argument("--output", help="the page (default: report.html in the folder)")
+    parser.add_argument(
+        "--output", help="the page, or a folder for it (default: report.html in the folder)"
+    )
     given = parser.parse_args(arguments)
     page = report(given.folders, given.output)
     size = page.stat().st_size / 1024

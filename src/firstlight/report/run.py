@@ -60,7 +60,11 @@ def run_page(folder: RunFolder) -> Page:
     missing = [f"{finding}: train or test it with PerClassMonitor."]
     if evaluations:
         counts = evaluations[main_split(evaluations)][-1]
-        classes = read_classes(folder, len(counts.n))
+        try:
+            classes = read_classes(folder, len(counts.n))
+        except RunFolderError as error:
+            damaged.append(str(error))
+            classes = Classes.unnamed(len(counts.n))
         finding, tiles, missing = _finding(counts, classes), _tiles(counts, classes), []
         sections += [
             Section(

@@ -11,11 +11,12 @@ from firstlight.compare import compare
 from firstlight.runfolder import RunFolderError
 from firstlight.study.file import StudyFile
 from firstlight.study.plan import PlannedRun, differences, plan_runs
-from firstlight.study.training import refuse_running, train
+from firstlight.study.run import LOCK
+from firstlight.study.training import alone_in, refuse_running, train
 from firstlight.study.workers import workers_for
 from firstlight.studyfolder import StudyFolder, new_run
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 
 class StudyError(RuntimeError):
@@ -45,7 +46,7 @@ def study(
 
     Raises:
         ValueError: before anything is trained, on a configuration that is refused, or a folder
-            that holds another study.
+            that holds another study, or one that another process trains.
         StudyError: at the end, where runs failed or could not be compared.
         KeyboardInterrupt: after the runs were stopped and that was written down.
     """
@@ -58,13 +59,14 @@ def study(
     _announce(file, folder, waiting)
     if dry_run:
         return None
-    folder.write()
     if waiting:
-        refuse_running(folder, waiting)
         gpus, at_once = file.gpus_per_run, file.at_once
         workers = workers_for(file.cpus_per_run, gpus, at_once, file.address, sequential)
         try:
-            train(folder, waiting, workers, file.cpus_per_run)
+            with alone_in(path):
+                folder.write()
+                refuse_running(folder, waiting)
+                train(folder, waiting, workers, file.cpus_per_run)
         finally:
             workers.close()
     return _concluded(folder, file, bool(waiting))
@@ -87,7 +89,7 @@ def _opened(path: Path, file: StudyFile, plan: Sequence[PlannedRun]) -> StudyFol
         "omissions": [],
     }  # fmt: skip
     if not (path / "study.json").exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(one.name != LOCK for one in path.iterdir()):
             raise ValueError(f"{path} holds something else than a study: choose another folder")
         return StudyFolder(path, described)
     folder = StudyFolder.open(path)

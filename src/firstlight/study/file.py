@@ -55,6 +55,9 @@ class StudyFile:
         gpus_per_run: GPUs of a run; None: one where this machine has any.
         at_once: how many runs at a time; None: as many as the scheduler has room for.
         address: of a Ray cluster; None: this machine.
+
+    Raises:
+        ValueError: on seeds that repeat, or a number of threads, GPUs or runs that cannot be.
     """
 
     name: str
@@ -69,6 +72,13 @@ class StudyFile:
     gpus_per_run: float | None = None
     at_once: int | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        _seeds(self.seeds)
+        _whole("cpus_per_run", self.cpus_per_run)
+        _share("gpus_per_run", self.gpus_per_run)
+        if self.at_once is not None:
+            _whole("at_once", self.at_once)
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -122,9 +132,9 @@ def parse_study(content: Mapping[str, Any]) -> StudyFile:
         _seeds(content["seeds"]),
         split,
         options,
-        _whole("cpus_per_run", content.get("cpus_per_run", 1)),
+        content.get("cpus_per_run", 1),
         _share("gpus_per_run", content.get("gpus_per_run")),
-        None if content.get("at_once") is None else _whole("at_once", content["at_once"]),
+        content.get("at_once"),
         None if content.get("address") is None else str(content["address"]),
     )
 
@@ -225,10 +235,9 @@ def _seeds(value: Any) -> list[int]:
     return list(seeds)
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any) -> None:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} is a whole number from 1, not {value!r}")
-    return value
 
 
 def _share(name: str, value: Any) -> float | None:

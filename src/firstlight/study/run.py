@@ -17,9 +17,13 @@ GRACE = 20.0
 """Seconds that a run has to end by itself when it is to stop."""
 
 
-def lock_of(work: Path) -> FileLock:
-    """The lock that a run's process holds while it lives, whoever started it."""
-    return FileLock(work / "lock")
+LOCK = "lock"
+"""A file's name, in the folder of a study and in that of each run's work."""
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock that a study's process, or a run's, holds while it lives, whoever started it."""
+    return FileLock(folder / LOCK)
 
 
 def stop_with_parent() -> None:
@@ -52,10 +56,15 @@ def main(config: str, split: str, checkpoint: str | None = None) -> None:
             sys.exit(f"{lock.lock_file} is locked: another process trains this run")
         stop_with_parent()
     from firstlight.cli import lightning  # after the lock: it takes seconds
+    from firstlight.studyfolder import StudyFolder
 
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # meant so
 
     resume = [] if checkpoint is None else ["--ckpt_path", checkpoint]
     cli = lightning(["fit", "--config", config, *resume])
+    folder = StudyFolder.open(Path(config).parents[2])
     if split == "test":
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    elif not folder.holds(folder.run(Path(config).parent.name)):
+        # Killed after its last checkpoint, before the fit wrote the last epoch's predictions.
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)

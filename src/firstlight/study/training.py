@@ -21,10 +21,30 @@ from firstlight.study.run import GRACE, lock_of
 from firstlight.study.workers import Worker, Workers, environment_for
 from firstlight.studyfolder import StudyFolder
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names are data
 
 POLL = 0.2
 LAST_LINES = 5
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Be the only process that trains a study's runs, once one that ends now has ended.
+
+    Raises:
+        ValueError: where another goes on.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = lock_of(path)
+    try:
+        lock.acquire(timeout=GRACE + 5)
+    except Timeout:
+        raise ValueError(f"another process trains the study in {path}: wait for it, or stop it "
+                         f"({lock.lock_file} is locked)") from None  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_running(folder: StudyFolder, waiting: Sequence[PlannedRun]) -> None:

@@ -124,16 +124,24 @@ def run_to_end(command: Sequence[str], log: Path, environment: Mapping[str, str]
 class RayWorker:
     """A task of Ray; its process ends with it."""
 
-    def __init__(self, ray: Any, task: Any) -> None:
-        self._ray, self._task = ray, task
+    def __init__(self, ray: Any, task: Any, log: Path) -> None:
+        self._ray, self._task, self._log = ray, task, log
 
     def poll(self) -> int | None:
-        """Exit code; -9 where Ray lost the task's worker or its machine."""
+        """Exit code; -9 where Ray lost the task's worker or its machine.
+
+        1, and the reason in the log, where a machine could not start the process, such as one that
+        lacks the folder.
+        """
         done, _ = self._ray.wait([self._task], timeout=0)
         if not done:
             return None
         try:
             code: int = self._ray.get(self._task)
+        except self._ray.exceptions.RayTaskError as error:
+            with self._log.open("a") as log:
+                log.write(f"{error}\n")
+            return 1
         except self._ray.exceptions.RayError:
             return -signal.SIGKILL
         return code
@@ -191,7 +199,7 @@ class RayWorkers:
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Worker:
         """Start a task."""
         task = self._task.remote(command, log, environment, str(Path.cwd()))
-        return RayWorker(self._ray, task)
+        return RayWorker(self._ray, task, log)
 
     def close(self) -> None:
         """Leave Ray; one that was started here ends."""
