@@ -44,9 +44,12 @@ def test_the_table_holds_what_the_functions_say(tmp_path, capsys):
     assert told["classes"] == pytest.approx(found.histogram)
     assert told["by_chance"]["high"] == pytest.approx(chance.high)
     assert told["regret_by_chance"][0] == pytest.approx(chance.mean_regret.mean())
+    assert told["p"] == chance.p
     assert told["average_best"] == strengths[found.average_best]
     said = capsys.readouterr().out
-    assert "Classes by their best strength (if strength did the same to all of them): 0: " in said
+    assert (
+        f"(if strength did the same to all of them; p = {chance.p:.3f}".replace("0.", ".") in said
+    )
     assert "points off their own best; chance alone would make that -" in said
 
 

@@ -14,7 +14,7 @@ from firstlight.compare import compare
 from firstlight.figures.before_after import ROWS, draw_before_after
 from firstlight.figures.best_strengths import draw_best_strengths
 from firstlight.figures.class_effects import _tilt, draw_by_accuracy, draw_evidence
-from firstlight.figures.class_strengths import draw_strengths, draw_worst_classes
+from firstlight.figures.class_strengths import _differ, draw_strengths, draw_worst_classes
 from firstlight.figures.compared_folder import ComparedFolder
 from firstlight.figures.confusions import draw_confusions
 from firstlight.figures.evaluations import (
@@ -149,6 +149,18 @@ def test_the_tilt_is_no_regression_to_the_mean():
     assert norm.sf(4) < 1e-4
 
 
+def test_welch_tells_runs_apart_like_scipy():
+    """scipy.stats.ttest_ind; and where no run differs from its arm, means that differ do."""
+    generator, said = np.random.default_rng(0), []
+    for number in range(60):
+        first, second = generator.normal(0, 1, 3), generator.normal(number / 20, 2, 4)
+        said.append(_differ(first, second))
+        assert said[-1] == (ttest_ind(first, second, equal_var=False).pvalue < 0.05)
+    assert 5 < sum(said) < 55
+    alike = np.array([0.1 + 0.2, 0.3])
+    assert not _differ(alike, alike[::-1]) and _differ(alike, alike + 0.01)
+
+
 def test_receiving_classes_are_counted_by_hand(compared):
     folder, runs, preds = compared
     picture = draw_receiving_classes(folder, LAST)
@@ -198,21 +210,21 @@ def test_best_strengths_are_drawn_over_chance(compared):
     assert regret[-2:] == pytest.approx(expected, abs=0.06)
 
 
-def told(classes, low, high):
+def told(classes, low, high, p=0.01):
     chance = {"low": low, "median": low, "high": high}
-    found = {"strengths": [0.0, 1.0], "classes": classes, "by_chance": chance, "regret": -0.02,
-             "average_best": 1.0, "regret_by_chance": [-0.01, -0.02, 0.0]}  # fmt: skip
+    found = {"strengths": [0.0, 1.0], "classes": classes, "by_chance": chance, "p": p,
+             "average_best": 1.0, "regret": -0.02, "regret_by_chance": [-0.01] * 3}  # fmt: skip
     arms = [{"arm": "a", "factor": "x"}]
     return {"comparisons": [{"best_strengths": found}], "settings": {"level": 0.95}, "arms": arms}
 
 
 def test_best_strengths_say_what_chance_does_not(tmp_path):
-    """More and fewer than the band, all inside it, no draws, no line over strength."""
+    """More and fewer than the band, all explained together, no draws, no line over strength."""
     more = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [10, 80], [20, 90])))
     assert more.finding.startswith("30 of 100 classes are best at 0, more than the 10 to 20")
-    fewer = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [30, 85], [40, 90])))
+    fewer = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [25, 85], [40, 90])))
     assert fewer.finding.startswith("70 of 100 classes are best at 1, fewer than the 85 to 90")
-    inside = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [20, 60], [40, 80])))
+    inside = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [10, 80], [20, 90], 0.06)))
     assert "chance explains that" in inside.finding
     summary = told([30, 70], [], [])
     for key in ("by_chance", "regret_by_chance"):

@@ -198,13 +198,20 @@ def _best(found: dict[str, Any]) -> list[str]:
         if chance is not None:
             bar += f" ({chance['low'][place]:,.0f} to {chance['high'][place]:,.0f})"
         bars.append(bar)
-    beside = " (if strength did the same to all of them)" if chance is not None else ""
+    beside = ""
+    if chance is not None:
+        beside = f" (if strength did the same to all of them; p {_p(found['p'])} of all together)"
     regret = f"At {average:g}, best on average, classes are {_points(found['regret'])} points off "
     regret += "their own best"
     if chance is not None:
         mean, low, high = found["regret_by_chance"]
         regret += f"; chance alone would make that {_points(mean)} ({_range(low, high)})"
     return [f"Classes by their best strength{beside}: {', '.join(bars)}.", f"{regret}."]
+
+
+def _p(value: float) -> str:
+    """As one would say it: p = .012, or p < .001."""
+    return "< .001" if value < 0.001 else f"= {value:.3f}".replace("0.", ".")
 
 
 def _relabelled(columns: dict[str, Any], labels: OtherLabels, least: float) -> str:

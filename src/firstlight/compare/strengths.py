@@ -39,6 +39,7 @@ def best_strength_columns(
     ends = np.quantile(chance.mean_regret, [(1 - level) / 2, (1 + level) / 2])
     summary |= {
         "by_chance": {key: getattr(chance, key).tolist() for key in ("low", "median", "high")},
+        "p": chance.p,
         "regret_by_chance": [float(chance.mean_regret.mean()), *map(float, ends)],
     }
     return columns | {"regret_by_chance": chance.regret}, summary

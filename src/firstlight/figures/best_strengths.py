@@ -12,6 +12,9 @@ from firstlight.figures.findings import points
 from firstlight.figures.palette import BLACK, BLUE, GREY, open_frame
 from firstlight.figures.picture import WIDTH, NothingToDrawError, Picture, label
 
+SURE = 0.05
+"""P of all bars together below which chance does not explain them."""
+
 
 def draw_best_strengths(compared: ComparedFolder) -> Picture:
     """Draw how many classes are best at each strength, and where chance alone puts each bar.
@@ -61,11 +64,10 @@ def _finding(found: dict[str, Any]) -> str:
     if chance is None:
         return f"{most}; no draws say what chance alone would give"
     low, high = np.array(chance["low"]), np.array(chance["high"])
-    excess = np.maximum(classes - high, low - classes)
-    outside, far = excess > 1e-9, int(excess.argmax())
-    if not outside.any():
+    if found["p"] >= SURE:
         return f"{most};\nchance explains that if strength does the same to all"
-    more = "more" if classes[far] > high[far] else "fewer"
+    far = int(np.maximum(classes - high, low - classes).argmax())
+    more = "more" if classes[far] > chance["median"][far] else "fewer"
     return (
         f"{classes[far]:,.0f} of {total:,} classes are best at {found['strengths'][far]:g}, {more} "
         f"than the {low[far]:,.0f} to {high[far]:,.0f}\nof classes that are all alike"

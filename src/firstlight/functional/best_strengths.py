@@ -38,8 +38,8 @@ def best_strengths(runs: ScoredRuns) -> BestStrengths:
     """Find each class's best arm, by mean accuracy over runs, and what the average-best one costs.
 
     The trap: a class's best of several arms is best partly by luck. With arms that do not differ at
-    all the regret is below 0 in nearly every class (11 arms of 10 runs, 50 images a class, churn
-    .10: -1.4 points on average). Set both beside `best_by_chance`.
+    all the regret is below 0 in nearly every class (11 arms of 10 runs, 50 images a class, unequal
+    accuracies, churn .10: -1.4 points on average). Set both beside `best_by_chance`.
 
     Args:
         runs: an arm for each strength; two or more.
@@ -65,6 +65,8 @@ class BestByChance:
         low: of the band of each arm's bar, (A,).
         median: likewise.
         high: likewise.
+        p: of all bars together: how often the bar that is furthest from its mean, in standard
+            deviations, is as far as that of the runs; at least 1 / (draws + 1).
         regret: of every class, mean over draws, (C,); NaN without images.
         mean_regret: over classes, of every draw, (draws,).
         worst_regret: likewise the lowest.
@@ -75,6 +77,7 @@ class BestByChance:
     low: Floats
     median: Floats
     high: Floats
+    p: float
     regret: Floats
     mean_regret: Floats
     worst_regret: Floats
@@ -103,7 +106,8 @@ def best_by_chance(
         runs: an arm for each strength; two or more. Arms of fewer runs are best more often by luck,
             which the draws reproduce.
         draws: how many.
-        level: of the band of each bar by itself, in (0, 1).
+        level: of the band of each bar by itself, in (0, 1). Of m draws it covers (m - 1) / (m + 1)
+            of it.
         seed: of the draws.
 
     Cost: as `firstlight.functional.null_band`, and some 0.5 ms a draw and arm on 25,000 images.
@@ -119,7 +123,7 @@ def best_by_chance(
     seeds, within = (float(each[:, present].sum()) for each in variances_of_arms(runs))
     phi = seeds / within if within != 0 else 1.0
     dealer = _Dealer(runs, np.sqrt(max(1.0, phi)) if np.isfinite(phi) else 1.0)
-    best, generator = best_strengths(runs).average_best, np.random.default_rng(seed)
+    found, generator = best_strengths(runs), np.random.default_rng(seed)
     histograms, regrets = np.zeros((draws, len(runs.replicas))), np.zeros(len(dealer.n))
     mean, worst = np.zeros((2, draws))
     step = max(1, CHUNK // max(1, dealer.size))
@@ -129,13 +133,21 @@ def best_by_chance(
         highest = means.max(0)
         tied = means >= highest - SLACK
         histograms[rows] = (tied / tied.sum(0)).sum(2).T
-        regret = means[best] - highest
+        regret = means[found.average_best] - highest
         regrets += regret.sum(0)
         mean[rows], worst[rows] = regret.mean(1), regret.min(1)
     low, median, high = np.quantile(histograms, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
     by_class = np.full(runs.num_classes, np.nan)
     by_class[present] = regrets / draws
-    return BestByChance(low, median, high, by_class, mean, worst, phi)
+    p = _furthest(histograms, found.histogram)
+    return BestByChance(low, median, high, p, by_class, mean, worst, phi)
+
+
+def _furthest(draws: Floats, found: Floats) -> float:
+    """How often the furthest bar of a draw is as far from its mean as that found."""
+    spread = np.maximum(draws.std(0), SLACK)
+    far, of_draws = (np.abs((each - draws.mean(0)) / spread).max(-1) for each in (found, draws))
+    return float((1 + (of_draws >= far - SLACK).sum()) / (1 + len(draws)))
 
 
 class _Dealer:
@@ -148,8 +160,6 @@ class _Dealer:
         images = undecided[np.argsort(runs.targets[undecided], kind="stable")]
         found, self.starts = np.unique(runs.targets[images], return_index=True)
         self.places = np.searchsorted(np.flatnonzero(runs.n > 0), found)
-        certain = runs.by_class(hits == len(runs.arms))[runs.n > 0]
-        self.always = self.replicas[:, None] * certain
         self.hits, self.totals = hits[images], runs.hits[:, images].sum(1)
         self.odds = common_odds(self.hits, self.totals, self.replicas.tolist())
         expected = dealt_on_average(self.replicas.tolist(), self.odds)[:, self.hits]
@@ -161,7 +171,7 @@ class _Dealer:
         return len(self.hits) * len(self.replicas)
 
     def accuracies(self, generator: np.random.Generator, draws: int) -> Floats:
-        """Of each arm on every class that has images, (A, draws, classes)."""
+        """Of each arm on the classes with images, less what all runs have, (A, draws, classes)."""
         dealt = deal(self.hits, self.replicas.tolist(), self.odds, generator, draws)
         answers = np.stack(list(dealt), axis=1)
         for one in answers:
@@ -170,7 +180,7 @@ class _Dealer:
         if self.widen > 1:
             expected = self.expected[:, None]
             right = np.rint(expected + self.widen * (right - expected))
-        answered: Floats = (self.always[:, None] + right) / (self.replicas[:, None, None] * self.n)
+        answered: Floats = right / (self.replicas[:, None, None] * self.n)
         return answered
 
     def _by_class(self, answers: NDArray[np.float64] | Counts) -> Floats:

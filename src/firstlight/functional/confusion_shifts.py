@@ -77,9 +77,10 @@ def confusion_shifts(
     before, after = sums / (replicas[:, None] * images)
     se, df = _welch(sums, squares, replicas, images)
     half, change = student.ppf((1 + level) / 2, df) * se, after - before
-    columns = (true, found % classes, before, after, se, change - half, change + half)
     order = np.argsort(-np.abs(change), kind="stable")
-    return ConfusionShifts(*(column[order] for column in columns))
+    low, high = (change - half)[order], (change + half)[order]
+    return ConfusionShifts(true[order], (found % classes)[order], before[order], after[order],
+                           se[order], low, high)  # fmt: skip
 
 
 def _counted(
@@ -88,7 +89,8 @@ def _counted(
     """Sum, over each arm's runs, how often a run has a pair, and its square: (2, pairs) both."""
     cells, counts = np.unique(place * len(arms) + run, return_counts=True)
     where = arms[cells % len(arms)] * pairs + cells // len(arms)
-    sums, squares = (np.bincount(where, counts**power, 2 * pairs) for power in (1, 2))
+    sums = np.bincount(where, counts, 2 * pairs).astype(np.float64)
+    squares = np.bincount(where, counts**2, 2 * pairs).astype(np.float64)
     return sums.reshape(2, pairs), squares.reshape(2, pairs)
 
 

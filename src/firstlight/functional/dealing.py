@@ -104,8 +104,8 @@ def _cumulated(own: Floats, after: Floats) -> Floats:
     """
     size, left = len(own) - 1, len(own) + len(after) - 2
     table = np.zeros((size + 1, left + 1))
-    for j, weight in enumerate(own):
-        table[j, j : j + len(after)] = weight * after
+    for right, weight in enumerate(own):
+        table[right, right : right + len(after)] = weight * after
     cumulated = np.cumsum(table / np.convolve(own, after), axis=0)[:-1]
     j, k = np.arange(size)[:, None], np.arange(left + 1)
     certain: Floats = np.where(j >= np.minimum(k, size), 1.0, cumulated)
