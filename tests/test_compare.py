@@ -19,6 +19,7 @@ from firstlight.figures.class_strengths import half_width
 from firstlight.functional import (
     ScoredRuns,
     class_effects,
+    confusion_shifts,
     new_image_effects,
     null_band,
     select_on_half,
@@ -102,11 +103,15 @@ def test_other_tables_add_up(study, tmp_path):
     gone = np.bincount(shifts["target"], shifts["after"] - shifts["before"], minlength=60)
     effect = rows(out, "jitter 0.3 against jitter 0")["effect"]
     np.testing.assert_allclose(gone, -effect, atol=1e-9)
+    two = np.isin(runs.arms, (0, 2))
+    preds = np.stack([RunFolder.open(p).read("predictions")["pred"].to_numpy() for p in paths])
+    expected = confusion_shifts(preds[two], runs.targets, runs.arms[two] // 2)
+    moved = expected.before != expected.after
+    for key in ("target", "pred", "before", "after", "se", "low", "high"):
+        np.testing.assert_allclose(shifts[key], getattr(expected, key)[moved], rtol=1e-12)
     summary = json.loads((out / "summary.json").read_text())
     last = rows(out, "jitter 0.3 against jitter 0")
     wrong = [(run, c) for run in (0, 1, 2, 6, 7, 8) for c in range(60)]
-    preds = {run: RunFolder.open(paths[run]).read("predictions")["pred"].to_numpy()
-             for run, _ in wrong}  # fmt: skip
     counts = np.array([((preds[r] == c) & (runs.targets != c)).sum() for r, c in wrong], float)
     before, after = counts.reshape(2, 3, 60)
     np.testing.assert_allclose(last["received_before"], before.mean(0))
@@ -129,6 +134,7 @@ def test_prints_question_bands_and_who_lost(study, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "on this test set: would other seeds say the same" in printed
     assert "3 runs in an arm are few" in printed
+    assert "Confusions that changed most, in points (95 % CI of each by itself, on these" in printed
     assert "Chance alone would make the worst class" in printed
     assert "picked on half of the seeds" in printed
     assert f"{MOVED // 2} classes lose 2 points or more with q < .05" in printed
@@ -144,7 +150,7 @@ def test_figures_say_what_they_show(study, tmp_path):
     line = "line_over_jitter_0_to_0.3"
     assert names == {
         low, high, line, f"{line}-evidence", f"{line}-by_accuracy", f"{high}-confusions",
-        f"{high}-receiving", "accuracy_by_strength", "worst_by_strength",
+        f"{high}-receiving", "accuracy_by_strength", "worst_by_strength", "best_strengths",
     }  # fmt: skip
     drawn = (out / "figures" / "jitter_0.3_against_jitter_0.svg").read_text()
     assert "4 of 60 classes lose and 4 gain more than seeds" in drawn
@@ -170,7 +176,15 @@ def test_one_run_an_arm_has_the_band_and_nothing_else(study, tmp_path, capsys):
     unknown = ("se", "q", "low", "shrunk", "q_new_images", "p_family")
     assert np.isnan([found[key] for key in unknown]).all()
     assert np.isfinite([found[key] for key in ("effect", "band_low", "band_high")]).all()
-    assert "nothing but the null band tells an effect from chance" in capsys.readouterr().out
+    shifts = pq.ParquetFile(out / "confusion_shifts.parquet").read()
+    assert [shifts[key].null_count for key in ("before", "se", "low", "high")] == [
+        0, *[shifts.num_rows] * 3
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "nothing but the null band tells an effect from chance" in printed
+    assert "Confusions that changed most, in points: class" in printed
+    without = next((out / "figures").glob("*-confusions.svg")).read_text()
+    assert "CI" not in without and "interval of the change" not in without
     drawn = next((out / "figures").glob("*against_jitter_0.svg")).read_text()
     assert "too few runs for q-values" in drawn
     with pytest.raises(ValueError, match="beside the null band or not at all"):

@@ -3,6 +3,7 @@
 import json
 import pkgutil
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,23 +33,42 @@ def rescore(run: str, labels: str | None = None, split: str = "test") -> MultiLa
     """
     folder = run_in(Path(run))
     found = folder.read_last("predictions", split, ["target", "pred", "path"]).to_pydict()
-    if (count := len(folder.read("classes"))) != CLASSES:
-        raise RunFolderError(
-            f"{folder.path} has {count} classes; the ReaL labels number ImageNet's {CLASSES}"
-        )
-    numbers = [_image_number(path, folder.path) for path in found["path"]]
-    accepted = _read_labels(labels)
-    if max(numbers) > len(accepted):
-        raise ValueError(f"there are labels of {len(accepted)} images, none of {max(numbers)}")
-    score = multi_label_accuracy(found["pred"], [accepted[n - 1] for n in numbers])
+    refuse_other_classes(len(folder.read("classes")), folder.path)
+    accepted = labels_of(found["path"], labels, folder.path)
+    score = multi_label_accuracy(found["pred"], accepted)
     hits = sum(map(int.__eq__, found["pred"], found["target"]))
     Console().print(
         f"{split}: ReaL top-1 {100 * score.accuracy:.2f} % of {score.n} images "
         f"({score.unlabelled} without an accepted label left out); top-1 "
-        f"{100 * hits / len(numbers):.2f} % of {len(numbers)}",
+        f"{100 * hits / len(accepted):.2f} % of {len(accepted)}",
         soft_wrap=True,
     )
     return score
+
+
+def refuse_other_classes(count: int, folder: Path) -> None:
+    """Refuse a run that cannot be of ImageNet's classes."""
+    if count != CLASSES:
+        raise RunFolderError(
+            f"{folder} has {count} classes; the ReaL labels number ImageNet's {CLASSES}"
+        )
+
+
+def labels_of(paths: Sequence[str | None], file: str | None, folder: Path) -> list[list[int]]:
+    """Read the labels of these images of a run folder, told by their names; see `rescore`."""
+    numbers, accepted = image_numbers(paths, folder), _read_labels(file)
+    if max(numbers) > len(accepted):
+        raise ValueError(f"there are labels of {len(accepted)} images, none of {max(numbers)}")
+    return [accepted[number - 1] for number in numbers]
+
+
+def image_numbers(paths: Sequence[str | None], folder: Path) -> list[int]:
+    """Numbers of ImageNet's validation images, from 1.
+
+    Raises:
+        RunFolderError: on a path that is none of one.
+    """
+    return [_image_number(path, folder) for path in paths]
 
 
 def _image_number(path: str | None, folder: Path) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data.real_labels import RealLabelsImagenet
 
-from firstlight.functional import multi_label_accuracy
+from firstlight.functional import accepted_predictions, multi_label_accuracy
 
 
 def test_by_hand():
@@ -31,3 +31,19 @@ def test_timms_evaluator_gives_the_same(tmp_path):
     score = multi_label_accuracy(logits.argmax(1).tolist(), labels)
     assert score.accuracy == pytest.approx(peer.get_accuracy(k=1) / 100, rel=1e-12)
     assert 0 < score.unlabelled < 200
+
+
+def test_runs_are_judged_like_one_by_one():
+    """Each row's mean over labelled images is `multi_label_accuracy`; each cell is membership."""
+    random = np.random.default_rng(1)
+    labels = [random.choice(7, random.integers(0, 5), replace=False).tolist() for _ in range(90)]
+    pred = random.integers(0, 7, (4, 90))
+    right, labelled = accepted_predictions(pred, labels)
+    assert labelled.tolist() == [bool(accepted) for accepted in labels]
+    assert right.tolist() == [[p in a for p, a in zip(row, labels, strict=True)] for row in pred]
+    for row, judged in zip(pred.tolist(), right, strict=True):
+        assert judged[labelled].mean() == multi_label_accuracy(row, labels).accuracy
+    empty, none = accepted_predictions(np.zeros((2, 3)), [[], [], []])
+    assert not empty.any() and not none.any()
+    with pytest.raises(ValueError, match="a column for each image"):
+        accepted_predictions(pred, labels[1:])

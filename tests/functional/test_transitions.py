@@ -9,7 +9,6 @@ from sklearn.metrics import confusion_matrix
 from firstlight.functional import (
     ScoredRuns,
     class_effects,
-    confusion_shifts,
     received,
     transitions,
 )
@@ -54,7 +53,7 @@ def test_no_level_without_a_second_run():
     assert np.isnan(found.no_effect).all()
 
 
-def test_received_and_shifts_equal_confusion_matrices(predicted):
+def test_received_equals_confusion_matrices(predicted):
     """sklearn.metrics.confusion_matrix of every run."""
     pred, targets = predicted
     each = np.stack([confusion_matrix(targets, row, labels=range(CLASSES)) for row in pred])
@@ -67,16 +66,6 @@ def test_received_and_shifts_equal_confusion_matrices(predicted):
     np.testing.assert_allclose(found.before, before.sum(1).mean(0))
     errors = [np.std(side.sum(1), axis=0, ddof=1) / np.sqrt(len(side)) for side in (before, after)]
     np.testing.assert_allclose(found.se, np.hypot(*errors), rtol=1e-12)
-
-    shifts = confusion_shifts(pred, targets, ARMS)
-    n = np.bincount(targets, minlength=CLASSES)
-    rebuilt = np.zeros((2, CLASSES, CLASSES))
-    rebuilt[:, shifts.target, shifts.pred] = shifts.before, shifts.after
-    with np.errstate(invalid="ignore"):
-        shares = np.nan_to_num([side.mean(0) / n[:, None] for side in (before, after)])
-    np.testing.assert_allclose(rebuilt, shares, atol=1e-12)
-    sizes = np.abs(shifts.after - shifts.before)
-    assert (np.diff(sizes) <= 1e-15).all()
 
 
 def test_errors_of_received_need_two_runs(predicted):
@@ -91,5 +80,3 @@ def test_refuses_other_than_two_arms(predicted):
         transitions(ScoredRuns(pred == targets, targets, [0, 1, 2, 0, 1]))
     with pytest.raises(ValueError, match="arms 0 or 1"):
         received(pred, targets, [0, 0, 0, 0, 0])
-    with pytest.raises(ValueError, match="arms 0 or 1"):
-        confusion_shifts(pred[:, 1:], targets, ARMS)

@@ -77,8 +77,8 @@ def test_a_comparison_has_all_its_figures(comparison, comparison_page):
     names, said = figures(comparison_page), words(comparison_page)
     line, arm = "line_over_jitter_0_to_0.3", "jitter_0.3_against_jitter_0"
     assert set(names) == {line, f"{line}-evidence", f"{line}-by_accuracy", "accuracy_by_strength",
-                          "worst_by_strength", f"{arm}-confusions", f"{arm}-receiving", arm,
-                          "jitter_0.1_against_jitter_0"}  # fmt: skip
+                          "worst_by_strength", "best_strengths", f"{arm}-confusions",
+                          f"{arm}-receiving", arm, "jitter_0.1_against_jitter_0"}  # fmt: skip
     assert {file.stem for file in comparison_page.with_suffix("").glob("*.svg")} == set(names)
     table = pq.ParquetFile(comparison / "class_effects.parquet").read().to_pylist()
     of_line = [row for row in table if row["comparison"].startswith("line")]

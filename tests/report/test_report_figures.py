@@ -12,8 +12,9 @@ from simulated_runs import Cell, null_runs, runs_of, with_effects, write_runs
 
 from firstlight.compare import compare
 from firstlight.figures.before_after import ROWS, draw_before_after
+from firstlight.figures.best_strengths import draw_best_strengths
 from firstlight.figures.class_effects import _tilt, draw_by_accuracy, draw_evidence
-from firstlight.figures.class_strengths import draw_strengths, draw_worst_classes
+from firstlight.figures.class_strengths import _differ, draw_strengths, draw_worst_classes
 from firstlight.figures.compared_folder import ComparedFolder
 from firstlight.figures.confusions import draw_confusions
 from firstlight.figures.evaluations import (
@@ -28,6 +29,7 @@ from firstlight.figures.moved_predictions import draw_confusion_shifts, draw_rec
 from firstlight.figures.per_class import draw_per_class
 from firstlight.figures.picture import NothingToDrawError, Picture, label
 from firstlight.figures.training_curves import draw_training_curves, read_curves
+from firstlight.functional import best_by_chance, best_strengths, confusion_shifts
 from firstlight.runfolder import RunFolder
 
 CELL = Cell(200, 20, 0.7, 0.10, spread=0.1)
@@ -147,6 +149,18 @@ def test_the_tilt_is_no_regression_to_the_mean():
     assert norm.sf(4) < 1e-4
 
 
+def test_welch_tells_runs_apart_like_scipy():
+    """scipy.stats.ttest_ind; and where no run differs from its arm, means that differ do."""
+    generator, said = np.random.default_rng(0), []
+    for number in range(60):
+        first, second = generator.normal(0, 1, 3), generator.normal(number / 20, 2, 4)
+        said.append(_differ(first, second))
+        assert said[-1] == (ttest_ind(first, second, equal_var=False).pvalue < 0.05)
+    assert 5 < sum(said) < 55
+    alike = np.array([0.1 + 0.2, 0.3])
+    assert not _differ(alike, alike[::-1]) and _differ(alike, alike + 0.01)
+
+
 def test_receiving_classes_are_counted_by_hand(compared):
     folder, runs, preds = compared
     picture = draw_receiving_classes(folder, LAST)
@@ -167,9 +181,58 @@ def test_the_largest_shift_is_counted_by_hand(compared):
     target, pred = (int(one) for one in re.findall(r"class (\d+)", picture.finding))
     of_class = runs.targets == target
     shares = [100 * (preds[rows][:, of_class] == pred).mean() for rows in (slice(4), slice(8, 12))]
-    assert numbers(picture.finding) == pytest.approx(shares, abs=0.05)
+    rows = np.isin(runs.arms, (0, 2))
+    found = confusion_shifts(preds[rows], runs.targets, runs.arms[rows] // 2)
+    interval = [100 * found.low[0], 100 * found.high[0]]
+    assert numbers(picture.finding) == pytest.approx([*shares, *interval], abs=0.06)
+    (axes,) = picture.figure.axes
+    bars = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    assert len(bars) == 10
+    first = np.maximum(0, shares[0] + np.array(interval))
+    np.testing.assert_allclose(bars[0], first, rtol=1e-6)
     with pytest.raises(NothingToDrawError, match="no confusion of two classes changed"):
         draw_confusion_shifts(folder, "line over s 0 to 2")
+
+
+def test_best_strengths_are_drawn_over_chance(compared):
+    folder, runs, _ = compared
+    found, chance = best_strengths(runs), best_by_chance(runs, draws=20)
+    picture = draw_best_strengths(folder)
+    (axes,) = picture.figure.axes
+    (bars,) = axes.containers
+    assert [bar.get_height() for bar in bars] == pytest.approx(found.histogram)
+    bands = [(one.get_y(), one.get_y() + one.get_height()) for one in axes.patches[3:]]
+    assert bands == [pytest.approx(ends) for ends in zip(chance.low, chance.high, strict=True)]
+    assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx(chance.median)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.5", "2"]
+    regret = numbers(picture.note)
+    expected = [100 * found.regret.mean(), 100 * chance.mean_regret.mean()]
+    assert regret[-2:] == pytest.approx(expected, abs=0.06)
+
+
+def told(classes, low, high, p=0.01):
+    chance = {"low": low, "median": low, "high": high}
+    found = {"strengths": [0.0, 1.0], "classes": classes, "by_chance": chance, "p": p,
+             "average_best": 1.0, "regret": -0.02, "regret_by_chance": [-0.01] * 3}  # fmt: skip
+    arms = [{"arm": "a", "factor": "x"}]
+    return {"comparisons": [{"best_strengths": found}], "settings": {"level": 0.95}, "arms": arms}
+
+
+def test_best_strengths_say_what_chance_does_not(tmp_path):
+    """More and fewer than the band, all explained together, no draws, no line over strength."""
+    more = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [10, 80], [20, 90])))
+    assert more.finding.startswith("30 of 100 classes are best at 0, more than the 10 to 20")
+    fewer = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [25, 85], [40, 90])))
+    assert fewer.finding.startswith("70 of 100 classes are best at 1, fewer than the 85 to 90")
+    inside = draw_best_strengths(ComparedFolder(tmp_path, told([30, 70], [10, 80], [20, 90], 0.06)))
+    assert "chance explains that" in inside.finding
+    summary = told([30, 70], [], [])
+    for key in ("by_chance", "regret_by_chance"):
+        del summary["comparisons"][0]["best_strengths"][key]
+    without = draw_best_strengths(ComparedFolder(tmp_path, summary))
+    assert "no draws say what chance" in without.finding and "by chance alone" not in without.note
+    with pytest.raises(NothingToDrawError, match="needs three arms or more"):
+        draw_best_strengths(ComparedFolder(tmp_path, {"comparisons": [{}]}))
 
 
 def test_comparisons_never_share_a_file(compared):

@@ -18,11 +18,11 @@ from firstlight.compare.comparison import (
     compare_arms,
     compare_strengths,
 )
+from firstlight.compare.other_labels import OtherLabels, read_other_labels
 from firstlight.compare.report import show
 from firstlight.compare.runs import ComparedRuns, read_runs
 from firstlight.figures.compared_folder import ComparedFolder
 from firstlight.figures.comparison import comparison_pictures
-from firstlight.functional import confusion_shifts
 from firstlight.runfolder import new_folder, replacing
 
 console = Console()
@@ -41,6 +41,7 @@ def compare(
     draws: int = 400,
     level: float = 0.95,
     trend: bool = False,
+    real: str | Path | None = None,
     seed: int = 0,
     out: str | Path = "class_effects",
 ) -> Path:
@@ -68,14 +69,17 @@ def compare(
         draws: of the null band; 0 for none, which one run an arm is not compared without.
         level: of intervals and bands, in (0, 1).
         trend: let the seeds' variance depend on a class's accuracy; see `moderated_t`.
+        real: ImageNet's reassessed labels, ``real.json`` (arXiv 2006.07159), or "timm" for the copy
+            that timm ships: effects by these, too, as columns ``real_*`` and a figure. Images for
+            which they accept no label are left out of both sides there. Over seeds only.
         seed: of all random draws.
         out: the folder to make; made unique, never overwritten.
 
     Returns:
         The folder. It holds ``class_effects.parquet`` (a row for each class of each comparison; see
         `firstlight.compare.comparison.CLASS_EFFECTS`), ``accuracies.parquet`` (of each class in
-        each run), ``confusion_shifts.parquet`` (change of P(predicted class | true class)),
-        ``summary.json`` and ``figures``.
+        each run), ``confusion_shifts.parquet`` (change of P(predicted class | true class), its
+        interval over seeds on these images), ``summary.json`` and ``figures``.
 
     Raises:
         RunFolderError: on a folder or table that cannot be read, by name.
@@ -91,13 +95,14 @@ def compare(
             "out draws=0, or add runs"
         )
     settings = {"level": level, "trend": trend, "draws": draws, "seed": seed}
-    found = [compare_arms(read, 0, other, settings) for other in range(1, len(read.arms))]
+    labels = None if real is None else read_other_labels(read, real)
+    found = [compare_arms(read, 0, other, settings, labels) for other in range(1, len(read.arms))]
     steps = {arm.strength for arm in read.arms}
     if len(read.arms) > 2 and None not in steps and len(steps) > 1:
-        found.append(compare_strengths(read, settings))
+        found.append(compare_strengths(read, settings, labels))
     folder = new_folder(Path(out))
-    _write(folder, read, found, {**settings, "question": question, "least": least})
-    show(console, read, found, question, least, worst)
+    _write(folder, read, found, {**settings, "question": question, "least": least}, labels)
+    show(console, read, found, question, least, worst, labels)
     for drawn in comparison_pictures(ComparedFolder.open(folder)).values():
         for picture in drawn.pictures:
             picture.write(folder / "figures")
@@ -119,12 +124,16 @@ def _check(question: str, least: float, worst: int, draws: int, level: float) ->
 
 
 def _write(
-    folder: Path, read: ComparedRuns, found: Sequence[Comparison], settings: Mapping[str, Any]
+    folder: Path,
+    read: ComparedRuns,
+    found: Sequence[Comparison],
+    settings: Mapping[str, Any],
+    labels: OtherLabels | None,
 ) -> None:
     _write_table(folder, "class_effects", pa.concat_tables([one.table() for one in found]))
     assert found[0].table().schema == CLASS_EFFECTS
     _write_table(folder, "accuracies", _accuracies(read))
-    shifts = [_shifts(read, number) for number in range(1, len(read.arms))]
+    shifts = [_shifts(read, one) for one in found if not one.slope]
     _write_table(folder, "confusion_shifts", pa.concat_tables(shifts))
     summary = {
         "firstlight": version("firstlight"),
@@ -138,6 +147,7 @@ def _write(
             for a in read.arms
         ],
         "comparisons": [one.summary for one in found],
+        "real": None if labels is None else labels.summary,
         "notes": read.notes,
     }  # fmt: skip
     with replacing(folder / "summary.json") as temporary:
@@ -166,19 +176,19 @@ def _accuracies(read: ComparedRuns) -> pa.Table:
     })  # fmt: skip
 
 
-def _shifts(read: ComparedRuns, other: int) -> pa.Table:
+def _shifts(read: ComparedRuns, one: Comparison) -> pa.Table:
     """A row for each pair of a true and a wrong class whose share differs from the first arm's."""
-    rows = np.flatnonzero(np.isin(read.scored.arms, (0, other)))
-    members = (read.scored.arms[rows] == other).astype(int)
-    found = confusion_shifts(read.pred[rows], read.scored.targets, members)
-    moved = found.before != found.after
+    found = one.shifts
+    assert found is not None, "of two arms"
+    moved = np.flatnonzero(found.before != found.after)
     names = np.array(read.names, dtype=object)
+    numbers = {key: pa.array(getattr(found, key)[moved], from_pandas=True)
+               for key in ("before", "after", "se", "low", "high")}  # fmt: skip
     return pa.table({
-        "comparison": [f"{read.arms[other].name} against {read.arms[0].name}"] * int(moved.sum()),
+        "comparison": [one.name] * len(moved),
         "target": found.target[moved].astype(np.int32),
         "pred": found.pred[moved].astype(np.int32),
         "target_name": names[found.target[moved]].tolist(),
         "pred_name": names[found.pred[moved]].tolist(),
-        "before": found.before[moved],
-        "after": found.after[moved],
+        **numbers,
     })  # fmt: skip

@@ -8,12 +8,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from firstlight.compare.other_labels import OtherLabels, relabelled_columns
 from firstlight.compare.runs import Arm, ComparedRuns
+from firstlight.compare.strengths import best_strength_columns
 from firstlight.functional import (
     ClassEffects,
+    ConfusionShifts,
     NullBand,
     ScoredRuns,
     class_effects,
+    confusion_shifts,
     max_t_permutations,
     new_image_effects,
     null_band,
@@ -44,8 +48,21 @@ CLASS_EFFECTS = pa.schema(
     | dict.fromkeys(
         ("broken", "fixed", "no_effect", "received_before", "received_after", "received_se"), _F64
     )
+    | {"best_strength": _F64, "best_ties": _CLASS, "regret": _F64, "regret_by_chance": _F64}
+    | {"real_n": _INT}
+    | dict.fromkeys(
+        (
+            "real_accuracy_before", "real_accuracy_after", "real_original", "real_effect",
+            "real_se", "real_p", "real_q", "real_low", "real_high", "real_moved", "real_moved_se",
+        ),
+        _F64,
+    )
 )  # fmt: skip
-"""Schema of ``class_effects.parquet``: accuracies and effects as fractions, not points."""
+"""Schema of ``class_effects.parquet``: accuracies and effects as fractions, not points.
+
+Best strengths are of the line over strength only. ``real_*`` are by ReaL labels, over seeds on the
+``real_n`` images that have one: ``real_original`` is the original labels' effect on these.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +74,9 @@ class Comparison:
         before: the arm compared with, or of least strength.
         after: the other, or of most strength.
         slope: whether the effect is the fitted line's change from the least strength to the most.
-        columns: by the names of `CLASS_EFFECTS`, each (C,).
+        columns: by the names of `CLASS_EFFECTS`, each (C,); those that it lacks are null.
         summary: what holds for all classes together, as plain values.
+        shifts: of confusions between the two arms; None of a line.
     """
 
     name: str
@@ -67,13 +85,15 @@ class Comparison:
     slope: bool
     columns: dict[str, Any]
     summary: dict[str, Any]
+    shifts: ConfusionShifts | None = None
 
     def table(self) -> pa.Table:
         """Rows of ``class_effects.parquet``."""
         rows = len(self.columns["class"])
+        columns = {"comparison": [self.name] * rows, **self.columns}
         arrays = [
             pa.array(
-                [self.name] * rows if field.name == "comparison" else self.columns[field.name],
+                columns.get(field.name, [None] * rows),
                 type=field.type,
                 from_pandas=True,  # NaN, here "unknown", becomes null
             )
@@ -83,7 +103,11 @@ class Comparison:
 
 
 def compare_arms(
-    runs: ComparedRuns, first: int, second: int, settings: Mapping[str, Any]
+    runs: ComparedRuns,
+    first: int,
+    second: int,
+    settings: Mapping[str, Any],
+    labels: OtherLabels | None = None,
 ) -> Comparison:
     """Compare two arms by their numbers; see `compare` for the settings."""
     before, after = runs.arms[first], runs.arms[second]
@@ -103,12 +127,17 @@ def compare_arms(
         "received_after": fp.after,
         "received_se": fp.se,
     }
+    if labels is not None:
+        columns |= relabelled_columns(scored, labels, rows, None, (0, 1), settings)
+    shifts = confusion_shifts(runs.pred[rows], scored.targets, members, level=settings["level"])
     name = f"{after.name} against {before.name}"
     named = {"comparison": name, "slope": False}
-    return Comparison(name, before, after, False, columns, named | summary)
+    return Comparison(name, before, after, False, columns, named | summary, shifts)
 
 
-def compare_strengths(runs: ComparedRuns, settings: Mapping[str, Any]) -> Comparison:
+def compare_strengths(
+    runs: ComparedRuns, settings: Mapping[str, Any], labels: OtherLabels | None = None
+) -> Comparison:
     """Fit a line over the strengths of all arms; the effect is its change over their range."""
     strengths = np.array([arm.strength for arm in runs.arms], np.float64)
     weights = slope_weights(strengths) * np.ptp(strengths)
@@ -122,9 +151,14 @@ def compare_strengths(runs: ComparedRuns, settings: Mapping[str, Any]) -> Compar
         **dict.fromkeys(("broken", "fixed", "no_effect"), unknown),
         **dict.fromkeys(("received_before", "received_after", "received_se"), unknown),
     }
+    best, histogram = best_strength_columns(runs, settings)
+    columns |= best
+    if labels is not None:
+        rows = np.arange(len(members))
+        columns |= relabelled_columns(runs.scored, labels, rows, weights, (low, high), settings)
     factor = runs.arms[0].factor or "strength"
     name = f"line over {factor} {strengths.min():g} to {strengths.max():g}"
-    named = {"comparison": name, "slope": True}
+    named = {"comparison": name, "slope": True, "best_strengths": histogram}
     return Comparison(name, runs.arms[low], runs.arms[high], True, columns, named | summary)
 
 

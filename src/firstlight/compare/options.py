@@ -74,6 +74,10 @@ OPTIONS: dict[str, Option] = {
     "draws": ({"type": int}, "of the null band, 0 for none (default: 400)"),
     "level": ({"type": float}, "of intervals and bands (default: 0.95)"),
     "trend": ({"action": "store_true"}, "let the variance depend on a class's accuracy"),
+    "real": (
+        {"metavar": "FILE"},
+        "effects by ImageNet's ReaL labels too: their real.json, or 'timm' for the copy it ships",
+    ),
     "seed": ({"type": int}, "of random draws (default: 0)"),
     "out": ({"metavar": "DIR"}, "folder to make (default: class_effects)"),
 }

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from firstlight.compare.comparison import Comparison, Question
+from firstlight.compare.other_labels import OtherLabels
 from firstlight.compare.runs import ComparedRuns
 from firstlight.figures.findings import points
-from firstlight.functional import convincing
+from firstlight.functional import ConfusionShifts, convincing
 from firstlight.functional.class_effects import CLAIMS_FROM
 
 QUESTIONS = {
@@ -31,6 +32,7 @@ def show(
     question: Question,
     least: float,
     worst: int,
+    labels: OtherLabels | None = None,
 ) -> None:
     """Print everything; arguments as `firstlight.compare.command.compare` has them."""
 
@@ -45,7 +47,7 @@ def show(
     for one in found:
         console.print()
         console.print(_table(one, question, least, worst))
-        for line in _sentences(one, question, least):
+        for line in [*_sentences(one, question, least), *_further(one, read.names, labels, least)]:
             say(line)
         console.print()
 
@@ -161,3 +163,67 @@ def _receiving(columns: dict[str, Any]) -> list[str]:
     most = sure[np.argsort(-growth[sure], kind="stable")][:3]
     named = [f"{columns['name'][c]} ({growth[c]:+.1f} ± {error[c]:.1f})" for c in most]
     return [f"Most wrong predictions gained, per run: {', '.join(named)}."] if named else []
+
+
+def _further(
+    one: Comparison, names: Sequence[str], labels: OtherLabels | None, least: float
+) -> list[str]:
+    """What some comparisons have: shifts of confusions, best strengths, other labels."""
+    lines = [] if one.shifts is None else _shifted(one.shifts, names, _level(one))
+    if "best_strengths" in one.summary:
+        lines += _best(one.summary["best_strengths"])
+    return lines if labels is None else [*lines, _relabelled(one.columns, labels, least)]
+
+
+def _shifted(shifts: ConfusionShifts, names: Sequence[str], level: float) -> list[str]:
+    named = []
+    for row in range(min(3, len(shifts.target))):
+        change = shifts.after[row] - shifts.before[row]
+        pair = f"{names[shifts.target[row]]} as {names[shifts.pred[row]]} {_points(change)}"
+        interval = _range(shifts.low[row], shifts.high[row])
+        named.append(pair if interval == "-" else f"{pair} ({interval})")
+    told = f" ({100 * level:.0f} % CI of each by itself, on these images)"
+    known = len(shifts.se) > 0 and np.isfinite(shifts.se[0])
+    line = f"Confusions that changed most, in points{told if known else ''}: {', '.join(named)}."
+    return [line] if named else []
+
+
+def _best(found: dict[str, Any]) -> list[str]:
+    bars, average = [], found["average_best"]
+    chance = found.get("by_chance")
+    for place, (strength, classes) in enumerate(
+        zip(found["strengths"], found["classes"], strict=True)
+    ):
+        bar = f"{strength:g}: {classes:,.0f}"
+        if chance is not None:
+            bar += f" ({chance['low'][place]:,.0f} to {chance['high'][place]:,.0f})"
+        bars.append(bar)
+    beside = ""
+    if chance is not None:
+        beside = f" (if strength did the same to all of them; p {_p(found['p'])} of all together)"
+    regret = f"At {average:g}, best on average, classes are {_points(found['regret'])} points off "
+    regret += "their own best"
+    if chance is not None:
+        mean, low, high = found["regret_by_chance"]
+        regret += f"; chance alone would make that {_points(mean)} ({_range(low, high)})"
+    return [f"Classes by their best strength{beside}: {', '.join(bars)}.", f"{regret}."]
+
+
+def _p(value: float) -> str:
+    """As one would say it: p = .012, or p < .001."""
+    return "< .001" if value < 0.001 else f"= {value:.3f}".replace("0.", ".")
+
+
+def _relabelled(columns: dict[str, Any], labels: OtherLabels, least: float) -> str:
+    told, effect, q = labels.summary, columns["real_effect"], columns["real_q"]
+    images, unlabelled = (f"{told[key]:,}" for key in ("images", "unlabelled"))
+    line, moved = f"By ReaL labels, on the {images} images that have one ", columns["real_moved"]
+    line += f"({unlabelled} left out of both sides): "
+    if np.isfinite(q).any():
+        sure = convincing(effect, q, least)
+        lose, gain = ((sure & (np.sign(effect) == sign)).sum() for sign in (-1, 1))
+        line += f"{_classes(lose)} lose and {gain:,} gain reportably (on this test set); "
+    most = np.argsort(-np.abs(np.nan_to_num(moved)), kind="stable")[:3]
+    named = [f"{columns['name'][c]} ({_points(columns['real_original'][c])} by its own label, "
+             f"{_points(effect[c])} by ReaL)" for c in most if np.abs(moved[c]) > 0]  # fmt: skip
+    return f"{line}furthest apart are {', '.join(named)}." if named else f"{line}no effect differs."

@@ -4,8 +4,12 @@ import numpy as np
 
 from firstlight.figures.compared_folder import Columns, ComparedFolder
 from firstlight.figures.confusions import MOST, rows_figure
+from firstlight.figures.findings import points
 from firstlight.figures.palette import BLUE, GREY, VERMILION
 from firstlight.figures.picture import NothingToDrawError, Picture, label
+
+BELOW = 0.3
+"""Of a row's height: how far below it an interval is drawn."""
 
 SURE = 4
 """Standard errors from which a class is said to receive more."""
@@ -13,6 +17,9 @@ SURE = 4
 
 def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
     """Draw how often a class was taken for another before and after, for the largest changes.
+
+    A grey bar below each row is the change's interval over seeds, laid off from the open mark; none
+    is drawn where an arm has a single run.
 
     Raises:
         NothingToDrawError: where predictions did not move, or of a line over strength.
@@ -24,6 +31,7 @@ def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
     table = {name: values[rows] for name, values in table.items()}
     change = table["after"] - table["before"]
     order = np.argsort(-np.abs(change), kind="stable")[:MOST]
+    known = "se" in table and bool(np.isfinite(table["se"]).all())
     figure, axes = rows_figure(len(order))
     for place, row in enumerate(order):
         colour = VERMILION if change[row] > 0 else BLUE
@@ -31,21 +39,41 @@ def draw_confusion_shifts(compared: ComparedFolder, comparison: str) -> Picture:
         axes.plot([before, after], [place, place], color=colour, linewidth=2)
         axes.plot(before, place, "o", color="white", markeredgecolor=colour, markersize=5.5)
         axes.plot(after, place, "o", color=colour, markersize=5.5)
+        if known:
+            ends = [max(0.0, before + 100 * table[end][row]) for end in ("low", "high")]
+            axes.plot(ends, [place + BELOW] * 2, "|-", color=GREY, markersize=5, linewidth=1.2)
     names = [f"{label(table['target_name'][r], 13)} as {label(table['pred_name'][r], 13)}"
              for r in order]  # fmt: skip
     axes.set_yticks(range(len(order)), names, fontsize=9)
-    axes.set_xlabel("images of the class so predicted (%)\nopen mark: before, full: after")
+    words = "images of the class so predicted (%)\nopen mark: before, full: after"
+    level = f"{100 * compared.settings['level']:.0f} %"
+    if known:
+        words = words.replace("open mark", "open") + f", bar: {level} CI"
+    axes.set_xlabel(words)
     axes.set_xlim(left=0)
     top = order[0]
     verb = "is now" if change[top] > 0 else "is no longer so often"
     return Picture(
         compared.file_name(comparison, "-confusions"),
         f"{comparison}:\n{table['target_name'][top]} {verb} taken for {table['pred_name'][top]}: "
-        f"{100 * table['before'][top]:.1f} % before, {100 * table['after'][top]:.1f} % after, the "
-        "largest shift",
+        f"{100 * table['before'][top]:.1f} % before, {100 * table['after'][top]:.1f} % after"
+        f"{_interval(table, top, level) if known else ''}, the largest shift",
         figure,
-        "Orange: more often than before, blue: less often. Means over runs, without intervals: the "
-        "largest of many shifts is partly chance.",
+        f"Orange: more often than before, blue: less often. {_sureness(known, level)}",
+    )
+
+
+def _interval(table: Columns, row: int, level: str) -> str:
+    low, high = (points(table[end][row]) for end in ("low", "high"))
+    return f" ({level} interval of the change {low} to {high} points)"
+
+
+def _sureness(known: bool, level: str) -> str:
+    if not known:
+        return "Without intervals, for want of runs: the largest of many shifts is partly chance."
+    return (
+        f"Bars: {level} interval of the change, laid off from the open mark, for other seeds on "
+        "these images and each pair by itself: the largest of many shifts is partly chance."
     )
 
 

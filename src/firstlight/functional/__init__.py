@@ -1,5 +1,11 @@
 """WHAT is computed: pure functions of tensors, modules and counts; never Lightning."""
 
+from firstlight.functional.best_strengths import (
+    BestByChance,
+    BestStrengths,
+    best_by_chance,
+    best_strengths,
+)
 from firstlight.functional.calibration import Calibration, calibration, fit_temperature
 from firstlight.functional.class_count_loss import ClassCountLoss
 from firstlight.functional.class_effects import (
@@ -28,6 +34,7 @@ from firstlight.functional.class_weights import (
     effective_dimension,
 )
 from firstlight.functional.classifier_scores import ClassifierScores, ScoreSums, score_classifier
+from firstlight.functional.confusion_shifts import ConfusionShifts, confusion_shifts
 from firstlight.functional.deep_feature_reweighting import deep_feature_reweighting
 from firstlight.functional.effect_variance import (
     EffectVariance,
@@ -105,7 +112,12 @@ from firstlight.functional.prior_correction import (
     prior_offset,
 )
 from firstlight.functional.ranks import Ranks
-from firstlight.functional.real_labels import MultiLabelAccuracy, multi_label_accuracy
+from firstlight.functional.real_labels import (
+    MultiLabelAccuracy,
+    accepted_predictions,
+    multi_label_accuracy,
+)
+from firstlight.functional.relabelled_effects import RelabelledEffects, relabelled_effects
 from firstlight.functional.retrain_last_layer import RetrainedHeads, retrain_last_layer
 from firstlight.functional.retrained_head import RetrainedHead
 from firstlight.functional.ridge_search import RidgeSearch, leave_one_out_ridge, search_ridges
@@ -120,14 +132,7 @@ from firstlight.functional.squared_head import (
     leave_one_out_midpoint,
 )
 from firstlight.functional.sufficient_statistics import LastLayerStatistics
-from firstlight.functional.transitions import (
-    ConfusionShifts,
-    Received,
-    Transitions,
-    confusion_shifts,
-    received,
-    transitions,
-)
+from firstlight.functional.transitions import Received, Transitions, received, transitions
 from firstlight.functional.two_class_theory import TwoClassErrors, two_class_errors
 from firstlight.functional.unfreezing_interval import (
     StabilityRule,
@@ -140,6 +145,8 @@ __all__ = [
     "RULES",
     "SHOTS",
     "BalancedSoftmaxLoss",
+    "BestByChance",
+    "BestStrengths",
     "CDTLoss",
     "Calibration",
     "ClassBalancedLoss",
@@ -177,6 +184,7 @@ __all__ = [
     "PriorDistance",
     "Ranks",
     "Received",
+    "RelabelledEffects",
     "RetrainedHead",
     "RetrainedHeads",
     "RidgeSearch",
@@ -192,8 +200,11 @@ __all__ = [
     "UnfreezingInterval",
     "VariancePrior",
     "VectorScalingLoss",
+    "accepted_predictions",
     "average_sharpness",
     "benjamini_hochberg",
+    "best_by_chance",
+    "best_strengths",
     "best_tau",
     "calibration",
     "class_balanced_retraining",
@@ -244,6 +255,7 @@ __all__ = [
     "prior_offset",
     "rank_of_target",
     "received",
+    "relabelled_effects",
     "retrain_last_layer",
     "same_group_share",
     "score_classifier",

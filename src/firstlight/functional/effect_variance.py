@@ -50,21 +50,32 @@ def effect_variance(
         ValueError: on weights that are no contrast.
     """
     w = contrast(weights, len(runs.replicas))
-    n = np.where(runs.n > 0, runs.n, np.nan)
-    several = np.where(runs.replicas > 1, runs.replicas - 1, np.nan)  # unknown for a single run
-    x, p = runs.accuracy, runs.fractions
-    counted = np.flatnonzero(w)
+    n, p, counted = np.where(runs.n > 0, runs.n, np.nan), runs.fractions, np.flatnonzero(w)
+    spread, noise = variances_of_arms(runs)
+    within: Floats = (w[counted] ** 2) @ noise[counted]
     if seed_variance is None:
-        spread = [x[runs.arms == a].var(0) / several[a] * w[a] ** 2 for a in counted]
-        seed = np.sum(spread, axis=0)
+        seed: Floats = (w[counted] ** 2) @ spread[counted]
     else:
         seed = np.asarray(seed_variance, np.float64)
-    noise = np.sum([w[a] ** 2 * p[a] * (1 - p[a]) / several[a] for a in counted], axis=0)
-    within = runs.by_class(noise) / n**2
     effect = w @ p
     deviation = effect - (runs.by_class(effect) / n)[runs.targets]
     spread_of_images = runs.by_class(deviation**2) / np.where(n > 1, n - 1, np.nan)
     return EffectVariance(seed, within, spread_of_images / n + seed - within)
+
+
+def variances_of_arms(runs: ScoredRuns) -> tuple[Floats, Floats]:
+    """Variances of each arm's mean accuracy over its seeds: as seen, and of independent errors.
+
+    Returns:
+        ``s_a^2 / R_a`` and ``sum_i p_ai (1 - p_ai) / ((R_a - 1) n^2)``, (A, C) each; NaN for an arm
+        of a single run.
+    """
+    n = np.where(runs.n > 0, runs.n, np.nan)
+    several = np.where(runs.replicas > 1, runs.replicas - 1, np.nan)[:, None]
+    x, p = runs.accuracy, runs.fractions
+    seed = np.stack([x[runs.arms == arm].var(0) for arm in range(len(p))]) / several
+    within = np.stack([runs.by_class(share * (1 - share)) for share in p]) / (several * n**2)
+    return seed, within
 
 
 def widening_factor(runs: ScoredRuns, weights: ArrayLike | None = None) -> float:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import hypergeom
 
+from firstlight.functional.dealing import deal
 from firstlight.functional.effect_variance import widening_factor
 from firstlight.functional.scored_runs import Floats, ScoredRuns, contrast
 
@@ -106,37 +106,11 @@ def _draws(runs: ScoredRuns, w: Floats, draws: int, generator: np.random.Generat
     images = images[np.argsort(runs.targets[images], kind="stable")]
     classes, starts = np.unique(runs.targets[images], return_index=True)
     effects = np.zeros((draws, runs.num_classes))
-    step = max(1, CHUNK // max(1, len(images)))
+    step, alike = max(1, CHUNK // max(1, len(images))), np.ones(len(w))
     for start in range(0, draws if len(images) else 0, step):
         rows = slice(start, min(start + step, draws))
-        drawn = _relabel(hits[images], runs.replicas, w, generator, rows.stop - rows.start)
-        effects[rows, classes] = np.add.reduceat(drawn, starts, axis=1)
+        dealt = deal(hits[images], runs.replicas.tolist(), alike, generator, rows.stop - rows.start)
+        for weight, y in zip(w / runs.replicas, dealt, strict=True):
+            effects[rows, classes] += weight * np.add.reduceat(y, starts, axis=1)
     relabelled: Floats = effects[:, n > 0] / n[n > 0]
     return relabelled
-
-
-def _relabel(
-    hits: NDArray[np.int64],
-    replicas: NDArray[np.int64],
-    w: Floats,
-    generator: np.random.Generator,
-    draws: int,
-) -> Floats:
-    """Draw ``sum_a w_a y_a / R_a`` of every image, (draws, images): arm by arm, of what is left."""
-    shape, left = (draws, len(hits)), int(replicas.sum())
-    rest, effect = hits[None], np.zeros(shape)
-    for weight, size in zip(w[:-1] / replicas[:-1], replicas[:-1], strict=True):
-        uniform, y = generator.random(shape), np.zeros(shape, np.int64)
-        for cumulated in _cumulated(left, int(size)):
-            y += uniform >= cumulated[rest]
-        effect += weight * y
-        rest, left = rest - y, left - int(size)
-    last: Floats = effect + w[-1] / replicas[-1] * rest
-    return last
-
-
-def _cumulated(left: int, size: int) -> Floats:
-    """P(y <= j), of ``size`` runs drawn from ``left`` of which k are right; (size, left + 1)."""
-    j, k = np.arange(size)[:, None], np.arange(left + 1)
-    table: Floats = np.where(j >= np.minimum(k, size), 1.0, hypergeom.cdf(j, left, k, size))
-    return table

@@ -4,6 +4,9 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 
 class MultiLabelAccuracy(NamedTuple):
     """Share of the predictions that are right by any of an example's labels.
@@ -41,3 +44,32 @@ def multi_label_accuracy(
     right = [p in accepted for p, accepted in zip(pred, labels, strict=True) if accepted]
     accuracy = sum(right) / len(right) if right else math.nan
     return MultiLabelAccuracy(accuracy, len(right), len(labels) - len(right))
+
+
+def accepted_predictions(
+    pred: ArrayLike, labels: Sequence[Collection[int]]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Judge the predictions of several runs by any of an image's labels.
+
+    Args:
+        pred: predicted classes, (runs, N).
+        labels: N collections of classes, in the order of the images.
+
+    Returns:
+        Which predictions are among the labels, (runs, N), and which images have a label, (N,): the
+        others are to be left out. Memory is linear in runs x N.
+
+    Raises:
+        ValueError: if the numbers of images differ.
+    """
+    predicted = np.asarray(pred)
+    if predicted.ndim != 2 or predicted.shape[1] != len(labels):
+        raise ValueError(f"pred must be (runs, {len(labels)}), a column for each image with its "
+                         f"labels, not {predicted.shape}")  # fmt: skip
+    counts = np.array([len(accepted) for accepted in labels], np.int64)
+    flat = np.array([label for accepted in labels for label in accepted], np.int64)
+    starts, right = np.cumsum(counts) - counts, np.zeros(predicted.shape, np.bool_)
+    for place in range(int(counts.max(initial=0))):
+        images = np.flatnonzero(counts > place)
+        right[:, images] |= predicted[:, images] == flat[starts[images] + place]
+    return right, counts > 0

@@ -73,7 +73,7 @@ def received(
     Raises:
         ValueError: where arms are not 0 and 1, or shapes do not fit.
     """
-    pred, targets, arms = _checked(pred, targets, arms)
+    pred, targets, arms = checked_predictions(pred, targets, arms)
     classes = int(max(pred.max(), targets.max())) + 1 if num_classes is None else num_classes
     counts = np.stack([np.bincount(row[row != targets], minlength=classes) for row in pred])
     sides = [counts[arms == arm].astype(np.float64) for arm in (0, 1)]
@@ -84,58 +84,10 @@ def received(
     return Received(before, after, after - before, se)
 
 
-@dataclass(frozen=True)
-class ConfusionShifts:
-    """Pairs of a true class and a wrong one predicted for it; arrays over pairs.
-
-    Attributes:
-        target: the true class.
-        pred: what is predicted in its place.
-        before: share of the true class's images so predicted in arm 0, mean over runs.
-        after: in arm 1.
-    """
-
-    target: NDArray[np.int64]
-    pred: NDArray[np.int64]
-    before: Floats
-    after: Floats
-
-
-def confusion_shifts(pred: ArrayLike, targets: ArrayLike, arms: ArrayLike) -> ConfusionShifts:
-    """Change of P(pred | target) between two arms, for all pairs that occur in either.
-
-    Memory is linear in the wrong predictions, never in the square of the classes.
-
-    Args:
-        pred: predicted classes, (runs, N).
-        targets: true classes, (N,).
-        arms: 0 or 1 for every run, (runs,).
-
-    Returns:
-        The pairs, the largest absolute change first.
-
-    Raises:
-        ValueError: as `received`.
-    """
-    pred, targets, arms = _checked(pred, targets, arms)
-    classes = int(max(pred.max(), targets.max())) + 1
-    wrong = pred != targets
-    pairs = np.broadcast_to(targets * classes, pred.shape)[wrong] + pred[wrong]
-    side = np.broadcast_to(arms[:, None], pred.shape)[wrong]
-    found, place = np.unique(pairs, return_inverse=True)
-    true, predicted = found // classes, found % classes
-    images = np.bincount(targets, minlength=classes)[true]
-    shares = [
-        np.bincount(place[side == arm], minlength=len(found)) / ((arms == arm).sum() * images)
-        for arm in (0, 1)
-    ]
-    order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")
-    return ConfusionShifts(true[order], predicted[order], shares[0][order], shares[1][order])
-
-
-def _checked(
+def checked_predictions(
     pred: ArrayLike, targets: ArrayLike, arms: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Refuse predictions of other than two arms; return all as integers."""
     arrays = tuple(np.asarray(values) for values in (pred, targets, arms))
     p, y, a = arrays
     if p.shape != (a.size, y.size) or y.ndim != 1 or set(np.unique(a)) != {0, 1}:

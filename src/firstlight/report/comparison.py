@@ -22,6 +22,7 @@ LISTED = 8
 PARTS = {
     "effects": ("Which classes change", ""),
     "strengths": ("What strength does", ""),
+    "labels": ("By other labels", "The same predictions on the same images, by ReaL labels."),
     "moved": ("Where predictions went", "Between the first arm and the last."),
     "others": ("The other comparisons", ""),
 }
