@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from firstlight.checkpoints import CheckpointError, Weights, choose_weights, read_checkpoint
 from firstlight.runfolder import replacing
+from firstlight.terminal import console
 
 PREFIX = "model."
 
@@ -60,7 +60,7 @@ def export(
     _check_loads(tensors, hyper_parameters, source)
     metadata = _metadata(hyper_parameters, content.get("image_classifier", {}), kind)
     _write(tensors, metadata, target)
-    Console().print(f"{kind} weights of {hyper_parameters['model_name']}: {target}", soft_wrap=True)
+    console.print(f"{kind} weights of {hyper_parameters['model_name']}: {target}", soft_wrap=True)
     return target
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,10 +42,9 @@ from firstlight.functional import (
 from firstlight.functional.loaders import named_sets
 from firstlight.measure import device_of
 from firstlight.rebuild import OfflineRun, Restored, check_classes, restore_data, restore_module
+from firstlight.terminal import console
 
 PRIOR_KEY = "prior_correction"
-
-console = Console(markup=False, emoji=False)  # names are data
 
 
 @dataclass(frozen=True)

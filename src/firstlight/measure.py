@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import yaml
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -23,11 +22,10 @@ from firstlight.functional.measuring import untouched_batch_norms
 from firstlight.functional.seeding import resolve_seed
 from firstlight.rebuild import Offline, Restored, check_classes, restore_data, restore_module
 from firstlight.runfolder import RunFolder, replacing
+from firstlight.terminal import console
 
 Measure = Literal["fisher_trace", "average", "worst_case", "lambda_max"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-
-console = Console(markup=False, emoji=False)  # names are data
 
 
 class Row(NamedTuple):

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from firstlight.functional import MultiLabelAccuracy, multi_label_accuracy
 from firstlight.run_table import run_in
 from firstlight.runfolder import RunFolderError
+from firstlight.terminal import console
 
 CLASSES = 1000
 
@@ -37,7 +36,7 @@ def rescore(run: str, labels: str | None = None, split: str = "test") -> MultiLa
     accepted = labels_of(found["path"], labels, folder.path)
     score = multi_label_accuracy(found["pred"], accepted)
     hits = sum(map(int.__eq__, found["pred"], found["target"]))
-    Console().print(
+    console.print(
         f"{split}: ReaL top-1 {100 * score.accuracy:.2f} % of {score.n} images "
         f"({score.unlabelled} without an accepted label left out); top-1 "
         f"{100 * hits / len(accepted):.2f} % of {len(accepted)}",

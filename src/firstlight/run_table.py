@@ -7,11 +7,11 @@ from typing import get_args
 
 import torch
 import yaml
-from rich.console import Console
 
 from firstlight.functional import summarise_classes
 from firstlight.runfolder import RunFolder, RunFolderError
 from firstlight.seed_table import Result, Selection, show_seed_table, write_seed_table
+from firstlight.terminal import console
 
 MEASURES = ("micro", "macro", "min", "many", "medium", "few")
 
@@ -100,7 +100,6 @@ def table(
         method, marked, folder = one.rpartition("=")
         results.append(result_of_run(folder, method if marked else None, split, selection))
     rows = write_seed_table(output, results, title, against=against)
-    console = Console(markup=False, emoji=False)  # names are data
     console.print(show_seed_table(rows, title)[0])
     console.print(f"Written: {output}, and all runs in .json beside it", soft_wrap=True)
     return Path(output)

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, recall_score
 from firstlight import cli
 from firstlight.compare import compare
 from firstlight.report import report
+from firstlight.report.comparison import SO_FAR
 from firstlight.runfolder import RunFolder, RunFolderError
 
 pytestmark = pytest.mark.xdist_group("report")  # one worker makes the runs
@@ -93,7 +94,7 @@ def test_a_comparison_has_all_its_figures(comparison, comparison_page):
 
 def test_a_study_lists_its_runs_and_is_compared(study_page):
     said, root = words(study_page), study_page.parent
-    assert (root / "class_effects" / "summary.json").exists() and study_page.name == "report.html"
+    assert (root / SO_FAR / "summary.json").exists() and study_page.name == "report.html"
     assert "1 of 10 runs are not finished, and left out: r9" in said
     assert "r9 failed, and is not in the comparison" in said
     assert "r9 ended with -9" in said and "<b>by the kernel</b>" in said
@@ -107,7 +108,14 @@ def test_a_study_s_own_comparison_is_taken(study, comparison):
     shutil.copytree(comparison, study / "mine")
     change_study(study, comparison="mine")
     report([study])
-    assert not (study / "class_effects").exists()
+    assert not (study / SO_FAR).exists()
+
+
+def test_what_finished_is_compared_as_the_study_says(study, capsys):
+    change_study(study, compare={"question": "new_images", "least": 0.4})
+    assert "on new images of the classes" in words(report([study]))
+    report([study])
+    assert [p.name for p in study.glob("class_effects*")] == [SO_FAR]
 
 
 def test_a_study_that_cannot_be_compared_yet_says_why(study):

@@ -9,7 +9,6 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from firstlight.compare.comparison import (
     CLASS_EFFECTS,
@@ -24,8 +23,7 @@ from firstlight.compare.runs import ComparedRuns, read_runs
 from firstlight.figures.compared_folder import ComparedFolder
 from firstlight.figures.comparison import comparison_pictures
 from firstlight.runfolder import new_folder, replacing
-
-console = Console()
+from firstlight.terminal import console
 
 
 def compare(

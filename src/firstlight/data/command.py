@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from firstlight.data.check import data_check
 from firstlight.data.given import add_data_arguments, given_data, spelt_out
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.figures.training_images import training_images_figure
+from firstlight.terminal import console
 
 _USAGE = """\
 usage: firstlight data check SOURCE   unreadable files, duplicates, missing classes; a report
@@ -67,7 +67,7 @@ def command_line(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=48, help="images at most")
     options = parser.parse_args(spelt_out(rest))
     output, count = options.pop("output"), options.pop("count")
-    Console().print(data_show(given_data(options, parser), output, count), soft_wrap=True)
+    console.print(data_show(given_data(options, parser), output, count), soft_wrap=True)
 
 
 _DESCRIPTIONS = {

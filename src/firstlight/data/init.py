@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import yaml
 from jsonargparse import auto_cli
-from rich.console import Console
 
 from firstlight.data.given import images_at
 from firstlight.data.init_file import Found, init_file
@@ -15,6 +14,7 @@ from firstlight.datamodules import ImageFolderDataModule
 from firstlight.datamodules.examination import examine
 from firstlight.datamodules.image_files import for_each_file
 from firstlight.runfolder import replacing
+from firstlight.terminal import console
 
 EXAMINED = 2_000
 """Images that are decoded, evenly over the training data: all of a small set, a part of a large."""
@@ -58,11 +58,10 @@ def init(
     yaml.safe_load(text)  # a name that breaks the file would be our fault: say so here
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    Console().print(
+    console.print(
         f"Wrote {target}: {found.epochs} epochs of {found.trained:,} images, {data.num_classes} "
         f"classes. Next:\n  firstlight data show --config {target}\n"
         f"  firstlight fit --config {target}",
-        markup=False,
         soft_wrap=True,
     )
     return target

@@ -4,16 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from firstlight.compare import compare
 from firstlight.report.comparison import comparison_page, study_page
 from firstlight.report.page import Page, write_figures
 from firstlight.report.run import run_page
 from firstlight.runfolder import RunFolder, RunFolderError, replacing
 from firstlight.studyfolder import StudyFolder
-
-console = Console(markup=False, emoji=False)  # names are data
+from firstlight.terminal import console
 
 LARGEST = 5 * 2**20
 """Bytes that a page stays below."""

@@ -1,5 +1,6 @@
 """What the report says of a comparison of arms, and of a study."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from firstlight.runfolder import RunFolder, RunFolderError
 
 LISTED = 8
 """Classes in the table at either end."""
+
+SO_FAR = "class_effects_so_far"
 
 PARTS = {
     "effects": ("Which classes change", ""),
@@ -40,7 +43,7 @@ def study_page(path: Path, study: dict[str, Any]) -> Page:
     """Read a study into a page: its comparison, and how each of its runs ended.
 
     Runs that are not finished are listed and left out. Where nothing was compared, the finished
-    runs are compared now, into ``class_effects`` in the study's folder.
+    runs are compared now, into the folder `SO_FAR` in the study's, which each report makes anew.
     """
     listed, notes = _runs(path, study["runs"])
     name = str(study.get("name") or path.resolve().name)
@@ -69,15 +72,17 @@ def _plain(value: Any) -> str:
 
 
 def _comparison(path: Path, study: dict[str, Any]) -> Path:
-    """The folder of the study's comparison; made where there is none."""
+    """The folder of the study's comparison, or of one of what has finished so far."""
     if study.get("comparison"):
         return path / str(study["comparison"])
     finished = [run for run in study["runs"] if run.get("status") == "finished"]
     there = {run["arm"] for run in finished}
     arms = [arm["arm"] for arm in study.get("arms", []) if arm["arm"] in there]
     runs = [path / run["folder"] for run in finished]
-    return compare(runs, arms=arms if len(arms) > 1 else None, split=study.get("split"),
-                   out=path / "class_effects")  # fmt: skip
+    out = path / SO_FAR
+    shutil.rmtree(out, ignore_errors=True)  # of the report before
+    return compare(runs, arms=arms if len(arms) > 1 else None, split=study.get("split"), out=out,
+                   **(study.get("compare") or {}))  # fmt: skip
 
 
 def _runs(path: Path, runs: list[dict[str, Any]]) -> tuple[Section, list[str]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from firstlight.compare import compare
 from firstlight.runfolder import RunFolderError
@@ -15,8 +14,7 @@ from firstlight.study.run import LOCK
 from firstlight.study.training import alone_in, refuse_running, train
 from firstlight.study.workers import workers_for
 from firstlight.studyfolder import StudyFolder, new_run
-
-console = Console(markup=False, emoji=False)  # names are data
+from firstlight.terminal import console
 
 
 class StudyError(RuntimeError):
@@ -85,6 +83,7 @@ def _opened(path: Path, file: StudyFile, plan: Sequence[PlannedRun]) -> StudyFol
         "base": file.base,
         "set": file.settings,
         "runs": [new_run(run.arm.name, run.arm.strength, run.seed, run.id) for run in plan],
+        "compare": file.compare,
         "comparison": None,
         "omissions": [],
     }  # fmt: skip
@@ -97,7 +96,8 @@ def _opened(path: Path, file: StudyFile, plan: Sequence[PlannedRun]) -> StudyFol
     known = {run["id"]: run for run in folder.runs}
     described["runs"] = [{**known.get(run["id"], run), "strength": run["strength"]}
                          for run in described["runs"]]  # fmt: skip
-    described["comparison"] = folder.study["comparison"]
+    # of the comparison that is there, until it is made anew
+    described |= {key: folder.study.get(key) for key in ("comparison", "compare")}
     folder.study.update(described)
     for run in folder.runs:
         if folder.holds(run):

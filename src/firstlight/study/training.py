@@ -11,7 +11,6 @@ from shutil import rmtree
 
 import yaml
 from filelock import Timeout
-from rich.console import Console
 
 from firstlight.checkpoints import CheckpointError, read_checkpoint
 from firstlight.runfolder import replacing
@@ -20,8 +19,7 @@ from firstlight.study.progress import StudyProgress
 from firstlight.study.run import GRACE, lock_of
 from firstlight.study.workers import Worker, Workers, environment_for
 from firstlight.studyfolder import StudyFolder
-
-console = Console(markup=False, emoji=False)  # names are data
+from firstlight.terminal import console
 
 POLL = 0.2
 LAST_LINES = 5
