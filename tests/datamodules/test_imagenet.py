@@ -258,6 +258,30 @@ def test_an_image_listed_for_training_and_for_validation_is_refused(root, tmp_pa
         ready(root, lists=str(lists))
 
 
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_a_list_of_images_that_are_tested_on_is_refused(root, tmp_path, split):
+    """Caffe's ``val.txt`` lists the 50,000, which without a list ``test`` are the test set."""
+    lists = published.write_imagenet_lt(tmp_path / "lt")
+    listed = {"train": lists / "ImageNet_LT_train.txt", split: lists / "ImageNet_LT_test.txt"}
+    message = rf"in test \(not listed: all\) and in {split}: one image, one split"
+    with pytest.raises(ValueError, match=message):
+        ready(root, lists={name: str(file) for name, file in listed.items()})
+
+
+def test_a_list_of_images_that_are_trained_on_is_refused(root, tmp_path):
+    lists = published.write_imagenet_lt(tmp_path / "lt")
+    with pytest.raises(ValueError, match=r"in train \(not listed: all\) and in val"):
+        ready(root, lists={"val": str(lists / "ImageNet_LT_val.txt")})
+
+
+def test_names_that_training_and_validation_share_are_refused_where_listed(root, tmp_path):
+    name = "n01440764/n01440764_0.JPEG"
+    shutil.copy(root / "train" / name, root / "val" / name)
+    (tmp_path / "train.txt").write_text(name)
+    with pytest.raises(ValueError, match=rf"{name}, which may be .*/train/.* or .*/val/"):
+        ready(root, lists={"train": str(tmp_path / "train.txt")})
+
+
 @pytest.mark.parametrize("archives", [False, True])
 def test_a_list_of_bare_names_chooses_training_images(root, tmp_path, archives):
     """The form of SimCLR's 1 % and 10 % subsets."""
