@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from firstlight.datamodules.arguments import check_crops
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.batch_augmentation import BatchAugmentation, collate_drawn
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
@@ -60,7 +61,8 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         **kwargs: the arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: for a probability outside [0, 1] or an unknown choice.
+        ValueError: for a probability outside [0, 1], a range of crops that is none, or an unknown
+            choice.
         ImportError: for ``decoder="fast"`` where none is installed.
     """
 
@@ -80,7 +82,8 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, share in (("flip", horizontal_flip), ("erasing", erasing)):
+        check_crops(scale, ratio)
+        for name, share in (("horizontal_flip", horizontal_flip), ("erasing", erasing)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} lies in [0, 1], got {share}")
         if color_jitter < 0:

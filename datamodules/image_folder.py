@@ -43,8 +43,12 @@ class ImageFolderDataModule(ImageFilesDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= test <= 1:
-            raise ValueError(f"test lies in [0, 1], got {test}")
+        if not 0 <= test < 1:
+            raise ValueError(f"test lies in [0, 1), got {test}")
+        if class_names and (manifest is None or len(set(class_names)) < len(class_names)):
+            raise ValueError(
+                f"class_names are names for a manifest's numbers, no two alike: {class_names}"
+            )
         self.root = None if root is None else Path(root)
         self.manifest = None if manifest is None else Path(manifest)
         self.test = test
