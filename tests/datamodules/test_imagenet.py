@@ -115,9 +115,22 @@ def test_ground_truth_that_is_too_short_names_the_first_image_without(flat):
     file.write_text("\n".join(file.read_text().split()[:-2]))
     with pytest.raises(ValueError, match=r"7 images has no label for ILSVRC2012_val_00000008"):
         ready(flat)
-    file.write_text("1\n77\n")
-    with pytest.raises(ValueError, match=r"line 2: meta\.mat knows no class 77"):
-        ready(flat)
+    for odd in ("77", "a"):
+        file.write_text(f"1\n{odd}\n")
+        with pytest.raises(ValueError, match=rf"line 2: meta\.mat knows no class {odd}"):
+            ready(flat)
+
+
+def test_ground_truth_that_is_damaged_is_named(flat):
+    folder = published.write_devkit(flat)
+    for damaged in ((folder / "meta.mat").read_bytes()[:500], b""):
+        (folder / "meta.mat").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"meta\.mat beside or in .*ground_truth\.txt is dam"):
+            ready(flat)
+    for table in ("a,b\n1,2\n", "ImageId,PredictionString\nx,\n", "ImageId,PredictionString\nx\n"):
+        (flat / "LOC_val_solution.csv").write_text(table)
+        with pytest.raises(ValueError, match=r"solution\.csv has no ImageId and PredictionString"):
+            ready(flat)
 
 
 def test_the_devkits_archive_is_read_as_torchvision_reads_it(root, tmp_path, monkeypatch):
