@@ -77,8 +77,9 @@ def decode(path: str, mode: str = "RGB") -> Image.Image:
 
     Raises:
         FileNotFoundError: if there is no such file, or a link leads nowhere.
-        ValueError: if it is empty, truncated, no image, has more than 8 bits a channel, or more
-            pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million by default); names it.
+        ValueError: if it is empty, truncated, no image, grey of more than 8 bits (PIL cuts colours
+            of 16 to 8), or has more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million
+            by default); names it.
     """
     return decode_bytes(read_bytes(path), path, mode)
 

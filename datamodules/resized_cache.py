@@ -63,7 +63,7 @@ class ResizedCache:
 
     def __getitem__(self, path: str) -> NDArray[np.uint8]:
         if self._pixels is None:
-            self._pixels = np.memmap(self._file, np.uint8, "r")
+            self._pixels = np.memmap(self._file, np.uint8, "c")  # torch warns of read-only ones
         place = int(np.searchsorted(self._keys, _key(path)))
         if place == len(self._keys) or self._keys[place] != _key(path):
             raise KeyError(f"{path} is not in {self._file}")

@@ -90,6 +90,18 @@ def test_training_reads_what_is_kept(folder_root, tmp_path, workers, monkeypatch
     assert (first - plain).abs().max() < 0.1  # 32 px are kept: all of 40 x 30 images
 
 
+def test_seeds_share_a_copy_and_no_warning_comes_from_it(tree, tmp_path):
+    root = tree(tmp_path / "t", {"ant": 20, "bee": 20})
+    for seed in (1, 2):
+        data = ImageFolderDataModule(
+            str(root), seed=seed, img_size=16, num_workers=0, resized_cache=str(tmp_path / "c"),
+            scale=(1.0, 1.0), ratio=(1.0, 1.0),
+        )  # fmt: skip
+        data.setup("fit")
+        assert len(torch.cat([y for _, y in data.train_dataloader()])) == 28
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 1
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
