@@ -290,7 +290,7 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the checkpoint was trained on other examples: they may be in val or test now."""
-        if self._splits is not None:
+        if self._splits is not None and len(self._splits.train):
             warn_of_other_examples(state_dict, self._splits.fingerprint, self.seed)
 
     def _train_sampler(self, data: T) -> Sampler[int]:

@@ -371,6 +371,7 @@ def test_validation_images_alone_can_be_tested_on_but_not_trained(root, flat, la
     assert data.class_names == NAMES
     assert len(data.val_dataloader().dataset) == 9
     assert "no training images: validation is the test set" in data.summary()
+    data.load_state_dict({"seed": 0, "train": "of the run"})  # nothing to warn of
     with pytest.raises(FileNotFoundError, match="no ImageNet training images"):
         data.setup("fit")
 
