@@ -31,6 +31,12 @@ def without_place(path: str) -> str:
     return path if match is None else f"{match[1]}/{match[2]}"
 
 
+def file_of(path: str) -> str:
+    """Return the file that a path is read from: a member's archive, or the file itself."""
+    match = _MEMBER.fullmatch(path) if path[-1:].isdecimal() else None
+    return path if match is None else match[1]
+
+
 def member_bytes(path: str) -> bytes | None:
     """Return the content of an archive's member, or None for the path of a file.
 

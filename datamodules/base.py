@@ -98,7 +98,9 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
         self.test_sets = read_shifts(test_sets or {})
         self.hparams["test_sets"] = plain_shifts(self.test_sets) or None
         self.batch_size = at_least_one("batch_size", batch_size)
-        self.eval_batch_size = at_least_one("eval_batch_size", eval_batch_size or batch_size)
+        self.eval_batch_size = at_least_one(
+            "eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size
+        )
         self.probe_size = at_least_one("probe_size", probe_size)
         self.drop_last, self.num_workers, self.predict_dir = drop_last, num_workers, predict_dir
         check_sampling(sampling)
@@ -290,7 +292,7 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the checkpoint was trained on other examples: they may be in val or test now."""
-        if self._splits is not None:
+        if self._splits is not None and len(self._splits.train):
             warn_of_other_examples(state_dict, self._splits.fingerprint, self.seed)
 
     def _train_sampler(self, data: T) -> Sampler[int]:

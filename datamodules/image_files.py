@@ -77,8 +77,9 @@ def decode(path: str, mode: str = "RGB") -> Image.Image:
 
     Raises:
         FileNotFoundError: if there is no such file, or a link leads nowhere.
-        ValueError: if it is empty, truncated, no image, has more than 8 bits a channel, or more
-            pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million by default); names it.
+        ValueError: if it is empty, truncated, no image, grey of more than 8 bits (PIL cuts colours
+            of 16 to 8), or has more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million
+            by default); names it.
     """
     return decode_bytes(read_bytes(path), path, mode)
 
@@ -119,8 +120,8 @@ def list_images(root: Path) -> FileTable:
 def scan_classes(root: Path, classes: Sequence[str] | None = None) -> LabelledFiles:
     """List a tree ``root/<class>/...``; numbers follow the sorted class names.
 
-    Hidden files are skipped; other files that are not images are skipped with a warning. Large
-    trees are indexed, see `index_tree`.
+    Hidden files are skipped; other files that are not images, and images in ``root`` itself, are
+    left out with a warning. Large trees are indexed, see `index_tree`.
 
     Args:
         root: a folder of class folders.
@@ -140,8 +141,9 @@ def scan_classes(root: Path, classes: Sequence[str] | None = None) -> LabelledFi
             f"{root / unknown[0]}: there is no class {unknown[0]!r} in the training set, whose "
             f"classes are {_shown(known)}"
         )
+    loose = int(index.counts[0])
     if not counts:
-        raise ValueError(f"{root} holds no class folders")
+        raise ValueError(f"{root} holds {f'{loose} images, but ' if loose else ''}no class folders")
     if empty := [name for name, count in counts.items() if not count]:
         raise ValueError(f"class folder {root / empty[0]} holds no image: fill it or remove it")
     numbers = {name: number for number, name in enumerate(known)}
@@ -150,7 +152,12 @@ def scan_classes(root: Path, classes: Sequence[str] | None = None) -> LabelledFi
         targets += [numbers[folder.partition(os.sep)[0]]] * count
     if strange := index.strange[1:].sum():
         rank_zero_warn(f"{strange} files under {root} are no images, such as {index.stranger}")
-    return LabelledFiles(index.images[int(index.counts[0]) :], targets, known)
+    if loose:
+        rank_zero_warn(
+            f"{loose} images in {root} itself have no class folder and are left out, such as "
+            f"{index.images[0]}"
+        )
+    return LabelledFiles(index.images[loose:], targets, known)
 
 
 def _shown(names: Sequence[str]) -> str:

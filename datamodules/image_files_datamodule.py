@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from firstlight.datamodules.arguments import check_crops
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.batch_augmentation import BatchAugmentation, collate_drawn
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
@@ -54,13 +55,15 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
             that names them. A file that turns bad later raises in any case.
         max_bad_images: how many may be skipped.
         resized_cache: a folder in which the training images are kept as pixels at a smaller size
-            (see `ResizedCache`), so that later epochs and runs decode nothing; crops are then drawn
-            from, and limited to, those. On ``/dev/shm`` it lies in memory. None: no such copy.
+            (see `ResizedCache`), those held out too, so that later epochs and runs, of whatever
+            seed, decode nothing; crops are then drawn from, and limited to, those. On ``/dev/shm``
+            it lies in memory. None: no such copy.
         resized_side: shorter side of what is kept there; None: twice ``img_size``.
         **kwargs: the arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: for a probability outside [0, 1] or an unknown choice.
+        ValueError: for a probability outside [0, 1], a range of crops that is none, or an unknown
+            choice.
         ImportError: for ``decoder="fast"`` where none is installed.
     """
 
@@ -80,7 +83,8 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, share in (("flip", horizontal_flip), ("erasing", erasing)):
+        check_crops(scale, ratio)
+        for name, share in (("horizontal_flip", horizontal_flip), ("erasing", erasing)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} lies in [0, 1], got {share}")
         if color_jitter < 0:
@@ -109,7 +113,9 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         few = sum(len(files.paths) for files in found.values()) <= KEPT_FROM
         if self.verify or (self.verify is None and (few or self.on_bad_image == "skip")):
             found = without_bad_images(found, self.on_bad_image, self.max_bad_images)
-        return self._divide({split: ImageFiles(files) for split, files in found.items()})
+        sources = self._divide({split: ImageFiles(files) for split, files in found.items()})
+        self._pool = sources.train.paths
+        return sources
 
     def summary(self) -> str:
         """As in every DataModule, and what decodes the training images."""
@@ -124,7 +130,8 @@ class ImageFilesDataModule(ImageDataModule[ImageFiles]):
         )
         if self.resized_cache is not None:
             side = self.resized_side or 2 * how.img_size
-            kept = ResizedCache(data.paths, side, Path(self.resized_cache))
+            # also those held out: another seed trains on them, from the same copy
+            kept = ResizedCache(self._pool, side, Path(self.resized_cache))
             crops = CachedCrops(whole, kept)
         augmentation = BatchAugmentation(
             how, self._device, self.horizontal_flip, self.color_jitter, self.erasing

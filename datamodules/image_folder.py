@@ -22,8 +22,8 @@ class ImageFolderDataModule(ImageFilesDataModule):
 
     Understood are ``root/train/<class>/...`` with, if there are, ``root/val`` and ``root/test``;
     ``root/<class>/...``, of which a test set is cut; and a manifest with the columns ``path``,
-    ``label`` and, if there are splits, ``split``. Splits may be called ``training``, ``valid`` and
-    ``validation`` as well, in any case. Classes are numbered by sorted name.
+    ``label`` and, if there are splits, ``split``. Splits may be called ``training``, ``valid``,
+    ``validation`` and ``testing`` as well, in any case. Classes are numbered by sorted name.
 
     Args:
         root: the folder; with a manifest, what its relative paths start from (None: its folder).
@@ -43,8 +43,12 @@ class ImageFolderDataModule(ImageFilesDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= test <= 1:
-            raise ValueError(f"test lies in [0, 1], got {test}")
+        if not 0 <= test < 1:
+            raise ValueError(f"test lies in [0, 1), got {test}")
+        if class_names and (manifest is None or len(set(class_names)) < len(class_names)):
+            raise ValueError(
+                f"class_names are names for a manifest's numbers, no two alike: {class_names}"
+            )
         self.root = None if root is None else Path(root)
         self.manifest = None if manifest is None else Path(manifest)
         self.test = test

@@ -121,8 +121,9 @@ def choose_listed(
 
     Raises:
         FileNotFoundError: for images that are not there; names the list, their number and one.
-        ValueError: for a label that does not number the sorted ids, a label that nothing tells, or
-            an image in two splits.
+        ValueError: for a label that does not number the sorted ids, a label that nothing tells, two
+            images on disk that a line could mean, or an image in two splits, a split that is not
+            listed included.
     """
     wanted = {
         key for images in lists.values() for keys in _keys(images, train.classes) for key in keys
@@ -133,9 +134,15 @@ def choose_listed(
             wnid = None if target == UNKNOWN else files.classes[target]
             name = _tail(path)[1] if wnid is None else f"{wnid}/{_tail(path)[1]}"
             if name in wanted:
+                if name in there:
+                    raise ValueError(
+                        f"a list has {name}, which may be {there[name].path} or {path}: rename one"
+                    )
                 there[name] = _Image(path, wnid)
     found = {split: _match(images, train.classes, there) for split, images in lists.items()}
-    check_disjoint({split: files.paths for split, files in found.items()})
+    on_disk = {"train": train} | ({} if val is None else {"test": val})
+    whole = {f"{s} (not listed: all)": f for s, f in on_disk.items() if s not in found}
+    check_disjoint({split: files.paths for split, files in (whole | found).items()})
     return found
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from io import BytesIO, StringIO
@@ -48,7 +49,10 @@ def validation_labels(place: Path) -> dict[str, str]:
 
 def _from_solution(file: Path) -> dict[str, str]:
     rows = csv.DictReader(StringIO(file.read_text()))
-    return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    try:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{file} has no ImageId and PredictionString in every row") from error
 
 
 def _from_folder(file: Path) -> dict[str, str]:
@@ -65,7 +69,7 @@ def _from_archive(file: Path) -> dict[str, str]:
                 name = PurePosixPath(member.name).name
                 if name in (GROUND_TRUTH, META) and (content := tar.extractfile(member)):
                     wanted[name] = content.read()
-    except (tarfile.ReadError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file} cannot be read ({error}): load it again") from error
     if len(wanted) < 2:
         raise ValueError(f"{file} holds no {GROUND_TRUTH} with {META}: is it the devkit's archive?")
@@ -75,13 +79,16 @@ def _from_archive(file: Path) -> dict[str, str]:
 def _from_devkit(truth: bytes, meta: bytes, file: Path) -> dict[str, str]:
     from scipy.io import loadmat
 
-    synsets = loadmat(BytesIO(meta), squeeze_me=True)["synsets"]
-    wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    try:
+        synsets = loadmat(BytesIO(meta), squeeze_me=True)["synsets"]
+        wnids = {str(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    except Exception as error:  # loadmat has many for a damaged file
+        raise ValueError(f"{META} beside or in {file} is damaged ({error!r})") from error
     labels = {}
-    for number, line in enumerate(truth.split(), 1):
-        if int(line) not in wnids:
-            raise ValueError(f"{file}, line {number}: {META} knows no class {int(line)}")
-        labels[f"ILSVRC2012_val_{number:08d}"] = wnids[int(line)]
+    for number, line in enumerate(truth.decode(errors="replace").split(), 1):
+        if line not in wnids:
+            raise ValueError(f"{file}, line {number}: {META} knows no class {line}")
+        labels[f"ILSVRC2012_val_{number:08d}"] = wnids[line]
     return labels
 
 

@@ -101,6 +101,8 @@ def by_lists(root: Path, files: Mapping[str, Path], told: Mapping[int, Category]
             folder or ``told`` contradicts, or one that no image has.
     """
     lists = {split: read_list(file) for split, file in files.items()}
+    if "train" not in lists:
+        raise ValueError(f"lists of {', '.join(lists)}, but none of train: name it too")
     if "test" not in lists and "val" in lists:
         lists["test"] = lists.pop("val")
     check_disjoint({split: images.paths for split, images in lists.items()})

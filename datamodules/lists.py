@@ -65,11 +65,16 @@ def read_list(file: Path) -> ImageList:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, names a path twice, or has labels in some lines only.
+        ValueError: if it is empty or no UTF-8 text, names a path twice, or has labels in some lines
+            only.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such list: {file}")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # which skips the mark of Windows' editors
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text ({error})") from error
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{file} lists no images")
     pairs = [line.strip().rsplit(None, 1) for line in lines]

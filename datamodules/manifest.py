@@ -1,10 +1,12 @@
 """Lists of images: a CSV or Parquet table of path, label and split."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from firstlight.datamodules.image_files import LabelledFiles
+from firstlight.datamodules.lists import first_repeat
 
 SPLITS = {
     "train": "train",
@@ -13,6 +15,7 @@ SPLITS = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 """What the names of splits mean, in lower case; those of folders and of a manifest alike."""
 
@@ -39,8 +42,9 @@ def read_manifest(
 
     Raises:
         FileNotFoundError: if the manifest or an image in it does not exist.
-        ValueError: for a missing column, an empty or unknown value, a class number out of range or
-            left out, or a class without a training image; names row and value.
+        ValueError: for what is no such table; a missing column, an empty or unknown value, a class
+            number out of range or left out, a class without a training image, or a file that is
+            listed twice; names row and value.
     """
     columns = _read_columns(path)
     labels = columns["label"]
@@ -48,6 +52,7 @@ def read_manifest(
     targets, classes = _number(labels, path, class_names)
     _check_trained(targets, splits, classes, path)
     paths = [str(root / p) for p in columns["path"]]
+    _check_once(paths, path)
     missing = next((row for row, p in enumerate(paths) if not Path(p).is_file()), None)
     if missing is not None:
         raise FileNotFoundError(f"{path}, row {missing + 1}: no file {paths[missing]}")
@@ -71,11 +76,15 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
         # everything as text: a class named 007 must not become the number 7
         text = dict.fromkeys(("path", "label", "split"), pa.string())
         convert = pyarrow.csv.ConvertOptions(column_types=text, null_values=[""])
-        table = pyarrow.csv.read_csv(path, convert_options=convert)
+        read = partial(pyarrow.csv.read_csv, convert_options=convert)
     elif path.suffix.lower() == ".parquet":
-        table = pyarrow.parquet.read_table(path)
+        read = pyarrow.parquet.read_table
     else:
         raise ValueError(f"{path}: a manifest is a .csv or .parquet file")
+    try:
+        table = read(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
     for name in ("path", "label"):
         if name not in table.column_names:
             raise ValueError(f"{path} has no column {name!r}, only {table.column_names}")
@@ -85,7 +94,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
         raise ValueError(f"{path} lists no images")
     for name, values in columns.items():
         for row, value in enumerate(values):
-            if value is None or value == "":
+            if value is None or value == "" or value != value:  # NaN
                 raise ValueError(f"{path}, row {row + 1}: {name} is empty")
     return {name: [str(value) for value in values] for name, values in columns.items()}
 
@@ -112,11 +121,13 @@ def _number(
                 raise ValueError(
                     f"{path}, row {row + 1}: label {target} is outside 0..{max(count - 1, 0)}"
                 )
-        if class_names is None and (gaps := sorted(set(range(count)) - set(targets))):
+        present = sorted(set(targets))
+        gap = next((number for number, target in enumerate(present) if number != target), None)
+        if class_names is None and gap is not None:
             row = targets.index(count - 1)
             raise ValueError(
                 f"{path}, row {row + 1}: label {count - 1} implies {count} classes, but no row has "
-                f"label {gaps[0]}: number the classes from 0 without gaps, or use names"
+                f"label {gap}: number the classes from 0 without gaps, or use names"
             )
         return targets, class_names or [str(c) for c in range(count)]
     classes = class_names if class_names is not None else sorted(set(labels))
@@ -125,6 +136,18 @@ def _number(
         if label not in numbers:
             raise ValueError(f"{path}, row {row + 1}: label {label!r} is not among class_names")
     return [numbers[label] for label in labels], list(classes)
+
+
+def _check_once(paths: list[str], manifest: Path) -> None:
+    """Refuse a file in two rows: the cuts, and what is measured, take them for two images."""
+    if len(set(paths)) == len(paths):
+        return
+    repeated = first_repeat(paths)
+    rows = [row for row, path in enumerate(paths, 1) if path == repeated]
+    raise ValueError(
+        f"{manifest}, rows {rows[0]} and {rows[1]} both list {repeated}: one image, one row (to "
+        "draw rare classes more often use sampling)"
+    )
 
 
 def _check_trained(targets: list[int], splits: list[str], classes: list[str], path: Path) -> None:

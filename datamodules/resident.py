@@ -1,12 +1,12 @@
 """Data sets small enough to live on the training device as uint8, augmented there in batches."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from firstlight.datamodules.arguments import check_crops
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.batch_augmentation import BatchAugmentation
 from firstlight.datamodules.loaders import ResidentLoader
@@ -146,12 +146,7 @@ class ResidentDataModule(ImageDataModule[ResidentImages]):
         super().__init__(**kwargs)
         if crop_padding < 0:
             raise ValueError(f"crop_padding is a number of pixels, got {crop_padding}")
-        for name, (low, high), most in (
-            ("scale", scale or (1, 1), 1.0),
-            ("ratio", ratio, math.inf),
-        ):
-            if not 0 < low <= high <= most:
-                raise ValueError(f"{name} is a range within (0, {most:g}], got {(low, high)}")
+        check_crops((1, 1) if scale is None else scale, ratio)
         if not 0 <= erasing <= 1:
             raise ValueError(f"erasing is a probability, got {erasing}")
         if imbalance_factor is not None:  # refuses what can be refused before data is read

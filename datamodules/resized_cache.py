@@ -15,7 +15,7 @@ from torch import Tensor
 from firstlight.datamodules.image_files import decode, for_each_file
 from firstlight.datamodules.random_crops import RandomCrops
 from firstlight.datamodules.verification import digest_of_files
-from firstlight.functional.ranks import Ranks
+from firstlight.functional.ranks import Ranks, gather_or_raise
 
 _VERSION = 1
 _AT_ONCE = 64  # images in memory while they are written
@@ -35,7 +35,8 @@ class ResizedCache:
         folder: where the file is. An image of 4 : 3 takes ``4 * side**2`` bytes.
 
     Raises:
-        ValueError: for an image that cannot be decoded; names it.
+        ValueError: for an image that cannot be decoded; names it. On ranks that only waited for it
+            this is a RuntimeError.
         OSError: if the file cannot be written.
     """
 
@@ -43,10 +44,13 @@ class ResizedCache:
         digest = digest_of_files(paths)
         self._file = folder / f"{digest}-{side}-v{_VERSION}.pixels"
         self._table = self._file.with_suffix(".npz")
-        ranks = Ranks.current()
-        if ranks.rank == 0:
-            self._write(paths, side)
-        ranks.gather({ranks.rank: None})
+        ranks, error = Ranks.current(), None
+        try:
+            if ranks.rank == 0:
+                self._write(paths, side)
+        except Exception as caught:  # what the others have to hear of, who wait
+            error = caught
+        gather_or_raise(ranks, {ranks.rank: None}, error)
         self._write(paths, side)  # where rank zero wrote to a disk that this machine does not see
         with self._table.open("rb") as opened, np.load(opened, allow_pickle=False) as table:
             self._keys, self._starts, self._shapes = (
@@ -59,7 +63,7 @@ class ResizedCache:
 
     def __getitem__(self, path: str) -> NDArray[np.uint8]:
         if self._pixels is None:
-            self._pixels = np.memmap(self._file, np.uint8, "r")
+            self._pixels = np.memmap(self._file, np.uint8, "c")  # torch warns of read-only ones
         place = int(np.searchsorted(self._keys, _key(path)))
         if place == len(self._keys) or self._keys[place] != _key(path):
             raise KeyError(f"{path} is not in {self._file}")

@@ -54,8 +54,7 @@ class Setting:
             data,
             sampler=fixed_order(data, *self.shard),
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self.num_workers,  # which end with this set: there may be dozens
             pin_memory=self.device.type == "cuda",
         )
 
@@ -113,9 +112,11 @@ def _made(name: str, given: Any) -> Shift:
     made = given
     if isinstance(given, Mapping) and "class_path" in given:
         module, _, kind = given["class_path"].rpartition(".")
-        made = getattr(import_module(module or "firstlight.datamodules"), kind)(
-            **given.get("init_args", {})
-        )
+        try:
+            of = getattr(import_module(module or "firstlight.datamodules"), kind)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"test_sets: {name!r}: {error}") from error
+        made = of(**given.get("init_args", {}))
     if not isinstance(made, Shift):
         raise ValueError(
             f"test_sets: {name!r} is no Shift, such as Corrupted('fog'), nor the class_path and "

@@ -61,7 +61,8 @@ def index_tree(root: Path, cache: Path | None = None) -> TreeIndex:
             where it cannot be written.
 
     Raises:
-        ValueError: for a link to a folder that it lies in; names it.
+        ValueError: for a link to a folder that it lies in, or a name that is not UTF-8, which no
+            table or report can hold; names it.
         OSError: for a folder that cannot be read; names it.
     """
     key = blake2b(os.fsencode(root.absolute()), digest_size=12).hexdigest()
@@ -107,18 +108,19 @@ def _scan(root: Path) -> dict[str, NDArray[Any]]:
     images: dict[str, list[bytes]] = {}
     strange: dict[str, list[bytes]] = {}
     stamps: dict[str, tuple[int, int]] = {}
-    pending: list[tuple[str, tuple[int, ...]]] = [("", ())]
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     with Progress(console=console, transient=True, disable=silent) as progress:
         task = progress.add_task(f"Indexing {root}", total=None)
         while pending:
             folder, above = pending.pop()
             path = os.path.join(root, folder)  # noqa: PTH118  # as above
             stamps[folder] = _stamp(path)  # before it is read: a change meanwhile is seen next time
-            inode = stamps[folder][1]
-            if inode in above:
+            own = os.stat(path)  # noqa: PTH116  # as above
+            place = own.st_dev, own.st_ino  # every disk has inodes of its own
+            if place in above:
                 raise ValueError(f"{path} is a link to a folder that it lies in: remove the link")
             below, names = _entries(path)
-            pending += [(os.path.join(folder, name), (*above, inode)) for name in below]  # noqa: PTH118  # as above
+            pending += [(os.path.join(folder, name), (*above, place)) for name in below]  # noqa: PTH118  # as above
             images[folder] = sorted(n for n in names if n.lower().endswith(_SUFFIXES))
             strange[folder] = [n for n in names if not n.lower().endswith(_SUFFIXES)]
             progress.update(task, total=len(images) + len(pending), completed=len(images))
@@ -142,11 +144,22 @@ def _entries(path: str) -> tuple[list[str], list[bytes]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            _check_name(entry)
             if entry.is_dir():
                 below.append(entry.name)
             else:
                 names.append(os.fsencode(entry.name))
     return below, names
+
+
+def _check_name(entry: os.DirEntry[str]) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the name of {os.fsencode(entry.path)!r} is not UTF-8 (unpacked from an archive made "
+            "under Windows?): rename it"
+        ) from error
 
 
 def _packed(strings: list[bytes]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from firstlight.datamodules.archives import file_of
 from firstlight.datamodules.file_table import FileTable
 from firstlight.datamodules.image_files import (
     DAMAGE,
@@ -147,16 +148,25 @@ def _listed(bad: Mapping[str, str]) -> str:
 
 
 def digest_of_files(paths: Sequence[str]) -> str:
-    """Return a hash of the paths, sizes and modification times of files, in order."""
+    """Return a hash of the paths, sizes and modification times of files, in order.
+
+    Of an archive's member those are its archive's.
+    """
     digest = blake2b(digest_size=12)
+    last, found = "", None
     for path in paths:
-        try:
-            found = os.stat(path)  # noqa: PTH116  # Path is slow for 10^6 files
-            state = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"
-        except OSError:
-            state = f"{path}\0\0"
+        if (file := file_of(path)) != last:
+            last, found = file, _stat(file)
+        state = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0" if found else f"{path}\0\0"
         digest.update(os.fsencode(state))
     return digest.hexdigest()
+
+
+def _stat(file: str) -> os.stat_result | None:
+    try:
+        return os.stat(file)  # noqa: PTH116  # Path is slow for 10^6 files
+    except OSError:
+        return None
 
 
 def _load(record: Path) -> dict[int, str] | None:

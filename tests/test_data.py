@@ -158,6 +158,26 @@ def test_configs_add_up_and_the_backbone_reaches_the_data(tmp_path):
     assert rest == ["--data.seed", "3"]
 
 
+def test_a_config_names_the_class_alone_or_without_arguments(tmp_path):
+    file = tmp_path / "a.yaml"
+    for text in ("data: DigitsDataModule", "data: {class_path: DigitsDataModule, init_args: }"):
+        file.write_text(text)
+        assert spelt_out(["--config", str(file)]) == ['--data={"class_path": "DigitsDataModule"}']
+    file.write_text("data:\n")
+    assert spelt_out(["--config", str(file)]) == []
+    for text in ("data: [1]", "data: {class_path: DigitsDataModule, init_args: [1]}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"a\.yaml: 'data:' is a class_path with init_args"):
+            spelt_out(["--config", str(file)])
+
+
+def test_a_class_called_like_markup_is_printed(tree, tmp_path, capsys):
+    (tree / "train/ant").rename(tree / "train/[bold]")
+    (tree / "test/ant").rename(tree / "test/[bold]")
+    check(tree, tmp_path)
+    assert "[bold]  " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

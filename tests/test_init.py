@@ -104,6 +104,12 @@ def test_wrong_input_leaves_no_file(tmp_path):
     assert not target.exists()
 
 
+def test_commands_are_written_for_a_shell(tmp_path):
+    target = tmp_path / "my images.yaml"
+    init(write(tmp_path / "images", {"ant": 10, "bee": 10}), target)
+    assert f"firstlight fit --config '{target}'" in target.read_text()
+
+
 def test_an_existing_file_is_kept_unless_told(tmp_path):
     images = write(tmp_path / "images", {"ant": 10, "bee": 10})
     target = tmp_path / "a.yaml"

@@ -36,7 +36,7 @@ def test_other_names_of_the_validation_folder(folder_root, name):
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"), [("training", "validation", "test"), ("Train", "VALID", "Test")]
+    ("train", "val", "test"), [("training", "validation", "test"), ("Train", "VALID", "Testing")]
 )
 def test_other_names_of_all_folders(folder_root, train, val, test):
     for old, new in (("train", train), ("val", val), ("test", test)):
@@ -275,3 +275,21 @@ def test_grey_and_transparent_images_become_three_channels(tree, tmp_path):
     data = ready(tmp_path / "t", holdout=0, val=0, test=0)
     assert all(x.shape[1:] == (3, 16, 16) for x, _ in data.train_dataloader())
     assert data.class_counts == [7, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": (0.5, 0.1)}, r"scale is a range within \(0, 1\], got \(0\.5, 0\.1\)"),
+        ({"scale": (0.08, 2.0)}, "scale is a range"),
+        ({"scale": (0.0, 1.0)}, "scale is a range"),
+        ({"ratio": (4 / 3, 3 / 4)}, "ratio is a range"),
+        ({"horizontal_flip": 2.0}, "horizontal_flip lies in"),
+        ({"test": 1.0}, r"test lies in \[0, 1\)"),
+        ({"root": "x", "class_names": ["a", "b"]}, "names for a manifest's numbers"),
+        ({"manifest": "x.csv", "class_names": ["a", "a"]}, "no two alike"),
+    ],
+)
+def test_bad_arguments_are_refused_before_data_is_read(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFolderDataModule(**changes)

@@ -115,9 +115,22 @@ def test_ground_truth_that_is_too_short_names_the_first_image_without(flat):
     file.write_text("\n".join(file.read_text().split()[:-2]))
     with pytest.raises(ValueError, match=r"7 images has no label for ILSVRC2012_val_00000008"):
         ready(flat)
-    file.write_text("1\n77\n")
-    with pytest.raises(ValueError, match=r"line 2: meta\.mat knows no class 77"):
-        ready(flat)
+    for odd in ("77", "a"):
+        file.write_text(f"1\n{odd}\n")
+        with pytest.raises(ValueError, match=rf"line 2: meta\.mat knows no class {odd}"):
+            ready(flat)
+
+
+def test_ground_truth_that_is_damaged_is_named(flat):
+    folder = published.write_devkit(flat)
+    for damaged in ((folder / "meta.mat").read_bytes()[:500], b""):
+        (folder / "meta.mat").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"meta\.mat beside or in .*ground_truth\.txt is dam"):
+            ready(flat)
+    for table in ("a,b\n1,2\n", "ImageId,PredictionString\nx,\n", "ImageId,PredictionString\nx\n"):
+        (flat / "LOC_val_solution.csv").write_text(table)
+        with pytest.raises(ValueError, match=r"solution\.csv has no ImageId and PredictionString"):
+            ready(flat)
 
 
 def test_the_devkits_archive_is_read_as_torchvision_reads_it(root, tmp_path, monkeypatch):
@@ -258,6 +271,30 @@ def test_an_image_listed_for_training_and_for_validation_is_refused(root, tmp_pa
         ready(root, lists=str(lists))
 
 
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_a_list_of_images_that_are_tested_on_is_refused(root, tmp_path, split):
+    """Caffe's ``val.txt`` lists the 50,000, which without a list ``test`` are the test set."""
+    lists = published.write_imagenet_lt(tmp_path / "lt")
+    listed = {"train": lists / "ImageNet_LT_train.txt", split: lists / "ImageNet_LT_test.txt"}
+    message = rf"in test \(not listed: all\) and in {split}: one image, one split"
+    with pytest.raises(ValueError, match=message):
+        ready(root, lists={name: str(file) for name, file in listed.items()})
+
+
+def test_a_list_of_images_that_are_trained_on_is_refused(root, tmp_path):
+    lists = published.write_imagenet_lt(tmp_path / "lt")
+    with pytest.raises(ValueError, match=r"in train \(not listed: all\) and in val"):
+        ready(root, lists={"val": str(lists / "ImageNet_LT_val.txt")})
+
+
+def test_names_that_training_and_validation_share_are_refused_where_listed(root, tmp_path):
+    name = "n01440764/n01440764_0.JPEG"
+    shutil.copy(root / "train" / name, root / "val" / name)
+    (tmp_path / "train.txt").write_text(name)
+    with pytest.raises(ValueError, match=rf"{name}, which may be .*/train/.* or .*/val/"):
+        ready(root, lists={"train": str(tmp_path / "train.txt")})
+
+
 @pytest.mark.parametrize("archives", [False, True])
 def test_a_list_of_bare_names_chooses_training_images(root, tmp_path, archives):
     """The form of SimCLR's 1 % and 10 % subsets."""
@@ -334,6 +371,7 @@ def test_validation_images_alone_can_be_tested_on_but_not_trained(root, flat, la
     assert data.class_names == NAMES
     assert len(data.val_dataloader().dataset) == 9
     assert "no training images: validation is the test set" in data.summary()
+    data.load_state_dict({"seed": 0, "train": "of the run"})  # nothing to warn of
     with pytest.raises(FileNotFoundError, match="no ImageNet training images"):
         data.setup("fit")
 

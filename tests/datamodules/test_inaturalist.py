@@ -189,6 +189,11 @@ def test_lists_that_cannot_be_right_are_refused(root, change, message):
         ready(root, lists=str(root / "lists"))
 
 
+def test_lists_without_one_of_the_training_images_are_refused(root):
+    with pytest.raises(ValueError, match="lists of val, but none of train"):
+        ready(root, lists={"val": str(root / "lists/iNaturalist18_val.txt")})
+
+
 def test_names_for_prediction_need_no_image(root, newer):
     for data, first in (
         (INaturalistDataModule(str(root)), "000"),

@@ -37,6 +37,15 @@ def test_lists_that_cannot_be_right_are_refused(tmp_path, text, message):
         read_list(write(tmp_path, text))
 
 
+def test_a_list_of_windows_editors_is_read_and_another_encoding_named(tmp_path):
+    file = tmp_path / "l.txt"
+    file.write_bytes("\ufeffa\u2028b.jpg 0\r\nc.jpg 1\r\n".encode())
+    assert read_list(file)[1:] == (["a\u2028b.jpg", "c.jpg"], [0, 1])
+    file.write_bytes("caf\xe9.jpg 0".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"l\.txt is no UTF-8 text"):
+        read_list(file)
+
+
 def test_lists_are_found_by_the_split_in_their_names(tmp_path):
     for name in ("X_LT_train.txt", "X_LT_test.txt"):
         (tmp_path / name).write_text("a 0")

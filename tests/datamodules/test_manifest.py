@@ -73,6 +73,9 @@ def test_absolute_paths_stay(write, tmp_path):
             "row 2: class 'y' .* no training image",
         ),
         ([("a.png", "", "train")], "row 1: label is empty"),
+        ([("a.png", 0, "train"), ("b.png", 10**12, "train")], "row 2: .* no row has label 1"),
+        ([("a.png", "x", "train"), ("a.png", "x", "test")], r"rows 1 and 2 both list .*a\.png"),
+        ([("a.png", "x", "train"), ("./a.png", "x", "train")], r"rows 1 and 2 both list .*a\.png"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -106,3 +109,15 @@ def test_strange_tables_are_refused(write, tmp_path):
     (tmp_path / "empty.csv").write_text("path,label\n")
     with pytest.raises(ValueError, match="lists no images"):
         read_manifest(tmp_path / "empty.csv", tmp_path)
+    (tmp_path / "latin.csv").write_bytes("path,label\na.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv cannot be read as \.csv: .*UTF8"):
+        read_manifest(tmp_path / "latin.csv", tmp_path)
+    (tmp_path / "m.parquet").write_text("path,label")
+    with pytest.raises(ValueError, match=r"m\.parquet cannot be read as \.parquet"):
+        read_manifest(tmp_path / "m.parquet", tmp_path)
+
+
+def test_a_label_that_is_not_a_number_is_empty(write, tmp_path):
+    rows = [("a.png", 0.0, "train"), ("b.png", float("nan"), "train")]
+    with pytest.raises(ValueError, match="row 2: label is empty"):
+        read_manifest(write(rows, "parquet"), tmp_path)

@@ -67,11 +67,17 @@ def test_grey_is_shown_three_times_and_normalised(tmp_path):
 def damage(path, how):
     raw = path.read_bytes()
     path.write_bytes(
-        {"truncated": raw[:-5], "header": raw[:7], "zero": b"", "kind": b"PK" + raw}[how]
+        {
+            "truncated": raw[:-5],
+            "header": raw[:7],
+            "zero": b"",
+            "kind": b"PK" + raw,
+            "within": raw[:12] + bytes(4) + raw[16:],  # of the IDX file: its number of columns
+        }[how]
     )
 
 
-@pytest.mark.parametrize("how", ["truncated", "header", "zero", "kind"])
+@pytest.mark.parametrize("how", ["truncated", "header", "zero", "kind", "within"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_damaged_file_is_named(how, packed, tmp_path):
     root = write(tmp_path / "m", packed=packed)

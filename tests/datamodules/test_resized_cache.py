@@ -1,6 +1,8 @@
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,49 @@ def test_training_reads_what_is_kept(folder_root, tmp_path, workers, monkeypatch
     monkeypatch.setattr("firstlight.datamodules.random_crops.read_bytes", no_decoding)
     assert torch.equal(epoch(resized_cache=str(tmp_path / "c")), first)
     assert (first - plain).abs().max() < 0.1  # 32 px are kept: all of 40 x 30 images
+
+
+def test_seeds_share_a_copy_and_no_warning_comes_from_it(tree, tmp_path):
+    root = tree(tmp_path / "t", {"ant": 20, "bee": 20})
+    for seed in (1, 2):
+        data = ImageFolderDataModule(
+            str(root), seed=seed, img_size=16, num_workers=0, resized_cache=str(tmp_path / "c"),
+            scale=(1.0, 1.0), ratio=(1.0, 1.0),
+        )  # fmt: skip
+        data.setup("fit")
+        assert len(torch.cat([y for _, y in data.train_dataloader()])) == 28
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 1
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from firstlight.datamodules.resized_cache import ResizedCache
+dist.init_process_group("gloo")
+out = Path(sys.argv[1])
+try:
+    ResizedCache(sorted(map(str, out.glob("*.jpg"))), 8, out / "c")
+except (ValueError, RuntimeError) as error:
+    (out / f"rank_{dist.get_rank()}").write_text(f"{type(error).__name__}: {error}")
+dist.destroy_process_group()
+"""
+
+
+def test_a_bad_image_ends_the_processes_that_wait_too(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [(tmp_path / f"rank_{rank}").read_text() for rank in (0, 1)]
+    assert re.match(r"ValueError: cannot read .*a\.jpg", said[0])
+    assert re.match(r"RuntimeError: .* on rank 0: ValueError.*a\.jpg", said[1])
 
 
 def test_a_side_without_a_folder_is_refused():

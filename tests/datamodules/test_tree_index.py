@@ -2,6 +2,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,7 +48,10 @@ def refuse(*_):
 def test_order_and_classes_are_torchvisions(root, cache):
     theirs = ImageFolder(str(root))
     expected = {path: theirs.classes[t] for path, t in theirs.samples if "/." not in path}
-    with pytest.warns(UserWarning, match=r"1 files under .* are no images, such as .*a/notes\.txt"):
+    with (
+        pytest.warns(UserWarning, match=r"1 files under .* are no images, such as .*a/notes\.txt"),
+        pytest.warns(UserWarning, match=r"1 images in .* have no class folder .*such as .*r\.jpg"),
+    ):
         found = scan_classes(root)
     assert found.classes == ["a", "a-b", "b"]
     ours = zip(found.paths, (found.classes[t] for t in found.targets), strict=True)
@@ -129,6 +133,31 @@ def test_links_are_followed_and_circles_refused(root, cache, tmp_path):
     assert str(root / "linked/1.jpg") in index_tree(root).images
     (root / "a/deep/round").symlink_to(root / "a")
     with pytest.raises(ValueError, match="a/deep/round is a link to a folder that it lies in"):
+        index_tree(root)
+
+
+def test_a_folder_on_another_disk_may_have_the_same_inode(root, cache, monkeypatch):
+    """A disk's root has inode 2, or 128, on every disk."""
+    stat = os.stat
+
+    def on_two_disks(path, *args, **kwargs):
+        found = stat(path, *args, **kwargs)
+        if Path(path) not in (root, root / "b"):
+            return found
+        return SimpleNamespace(
+            st_ino=2, st_dev=len(Path(path).parts), st_mtime_ns=found.st_mtime_ns
+        )
+
+    monkeypatch.setattr(os, "stat", on_two_disks)
+    assert len(index_tree(root).images) == 6
+
+
+@pytest.mark.parametrize("name", [b"a/caf\xe9.jpg", b"caf\xe9/x.jpg"])
+def test_a_name_that_no_table_can_hold_is_refused(root, cache, name):
+    file = root / os.fsdecode(name)
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(ValueError, match=r"caf\\xe9.* is not UTF-8 .*: rename it"):
         index_tree(root)
 
 

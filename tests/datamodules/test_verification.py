@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from firstlight.datamodules import ImageFolderDataModule, verification
+from firstlight.datamodules.archives import member_path
+from firstlight.datamodules.verification import digest_of_files
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,17 @@ def test_results_for_many_files_are_kept_until_a_file_changes(folder_root, monke
         record.write_text("{half")
     with pytest.warns(UserWarning, match="2 images"):
         data(folder_root, on_bad_image="skip")
+
+
+def test_members_of_an_archive_change_with_it(tmp_path):
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(b"0123456789")
+    members = [member_path(str(archive), 0, 4, "x.jpg"), member_path(str(archive), 4, 4, "y.jpg")]
+    before = digest_of_files(members)
+    assert digest_of_files(members) == before
+    archive.write_bytes(b"0123456789")  # loaded again, its members where they were
+    os.utime(archive, (1, 1))
+    assert digest_of_files(members) != before
 
 
 @pytest.mark.parametrize(

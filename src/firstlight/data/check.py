@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from firstlight.data.findings import Example, Finding, findings
@@ -125,7 +126,7 @@ def _print(
         if row is None:
             table.add_row(f"... {len(rows) - 2 * SHOWN} more")
         else:
-            table.add_row(row[0], *(f"{n:,}" for n in row[1]))
+            table.add_row(escape(row[0]), *(f"{n:,}" for n in row[1]))
     console.print(table)
     sides = np.array([(e.facts.width, e.facts.height) for e in examples if e.facts.pixels])
     if len(sides):

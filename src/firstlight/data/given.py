@@ -51,8 +51,9 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     for token in tokens:
         option, _, value = token.partition("=")
         if option == "--config":
-            content = _mapping(Path(value or next(tokens, "")))
-            section = _merged(section, content.get("data") or {})
+            path = value or next(tokens, "")
+            content = _mapping(Path(path))
+            section = _merged(section, _named(content.get("data"), Path(path)))
             backbone = (content.get("model") or {}).get("model_name", backbone)
         elif option == "--model.model_name":
             backbone = value or next(tokens, None)
@@ -60,6 +61,7 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
             rest.append(token)
     if backbone is not None and (section or any(token.startswith("--data") for token in rest)):
         section.setdefault("init_args", {}).setdefault("model_name", backbone)
+    section = {name: value for name, value in section.items() if value}
     return [*([f"--data={json.dumps(section)}"] if section else []), *rest]
 
 
@@ -71,6 +73,14 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a mapping of options, as the files of --config are")
     return content
+
+
+def _named(data: Any, path: Path) -> dict[str, Any]:
+    """The section of data, in which the class alone may stand."""
+    section = {"class_path": data} if isinstance(data, str) else data or {}
+    if not isinstance(section, dict) or not isinstance(section.get("init_args") or {}, dict):
+        raise ValueError(f"{path}: 'data:' is a class_path with init_args, not {data!r}")
+    return {**section, "init_args": section.get("init_args") or {}}
 
 
 def _merged(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +105,7 @@ def given_data(options: Any, parser: ArgumentParser) -> "ImageDataModule[Any]":
         )
     if source is not None:
         return images_at(source)
-    if "verify" in named.init_args:
+    if "verify" in named.get("init_args", {}):
         named.init_args.verify = False
     data = parser.instantiate(options).data
     if not isinstance(data, ImageDataModule):

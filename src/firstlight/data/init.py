@@ -1,5 +1,6 @@
 """``firstlight init``: a commented YAML file that fine-tunes a backbone on these images."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +61,8 @@ def init(
         temporary.write_text(text, encoding="utf-8")
     console.print(
         f"Wrote {target}: {found.epochs} epochs of {found.trained:,} images, {data.num_classes} "
-        f"classes. Next:\n  firstlight data show --config {target}\n"
-        f"  firstlight fit --config {target}",
+        f"classes. Next:\n  firstlight data show --config {shlex.quote(str(target))}\n"
+        f"  firstlight fit --config {shlex.quote(str(target))}",
         soft_wrap=True,
     )
     return target

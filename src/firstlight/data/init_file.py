@@ -1,5 +1,6 @@
 """The text of the file that ``firstlight init`` writes."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def init_file(
     return TEMPLATE.format(
         model_name=data.hparams["model_name"],
         name=_one_line(source.name),
-        target=target,
+        target=shlex.quote(str(target)),
         sizes=", ".join(f"{part} {len(images):,}" for part, images in parts.items()),
         classes=_classes(found),
         width=found.size[0],
