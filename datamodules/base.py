@@ -148,13 +148,14 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
             return
         for shift in self.test_sets.values():
             shift.check()
-        sources = self._read()
-        self._class_names = list(sources.train.classes)
-        self._splits = cut_splits(
-            sources, self.protocol, self.val, self.holdout, self.seed, self.probe_size
-        )
+        self._splits = self._cut(self._read())
+        self._class_names = list(self._splits.train.classes)
         warn_of_protocol(self.protocol)
         rank_zero_info(self.summary())
+
+    def _cut(self, sources: Sources[T]) -> Splits[T]:
+        shares = self.val, self.holdout
+        return cut_splits(sources, self.protocol, *shares, self.seed, self.probe_size)
 
     @property
     def _ready(self) -> Splits[T]:

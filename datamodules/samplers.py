@@ -55,11 +55,15 @@ class ShuffledSampler(DistributedSampler[int]):
         order: list[int] = torch.randperm(count, generator=generator).tolist()
         return order
 
+    def _share(self, padded: list[int]) -> list[int]:
+        """This rank's part of the order."""
+        return padded[self.rank :: self.num_replicas]
+
     def __iter__(self) -> Iterator[int]:
         count = len(self.dataset)  # type: ignore[arg-type]  # sized, see the constructor
         order = self._order(count, keyed_generator(self.seed, self.epoch))
         padded = (list(order) * -(-self.total_size // count))[: self.total_size]
-        return iter(padded[self.rank :: self.num_replicas][self.start :])
+        return iter(self._share(padded)[self.start :])
 
 
 class Draw(int):
