@@ -296,6 +296,5 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
 
     def _train_sampler(self, data: T) -> Sampler[int]:
         shuffled = not getattr(self.trainer, "overfit_batches", 0)  # then Lightning wants none
-        return training_order(
-            data, self.sampling, shuffled, self.seed, *self._shard, self._epoch_of_run
-        )
+        how = self.seed, *self._shard, self._epoch_of_run
+        return training_order(data, self.sampling, shuffled, *how)

@@ -178,9 +178,9 @@ def _shown(names: Sequence[str]) -> str:
 def for_each_file(
     function: Callable[[S], R], paths: Sequence[S], description: str, at_once: int = 2048
 ) -> Iterator[R]:
-    """Apply ``function`` to every path (or `Source`) in threads, in order, under a progress bar on rank zero.
+    """Apply ``function`` to every path in threads, in order, under a progress bar on rank zero.
 
-    At most ``at_once`` results are held before they are asked for.
+    At most ``at_once`` results are held before they are asked for. Other things than paths do too.
     """
     starts = range(0, len(paths), at_once)
     blocks: Iterable[Sequence[S]] = [paths[i : i + at_once] for i in starts]
