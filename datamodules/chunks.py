@@ -86,9 +86,10 @@ def download(root: str, name: str, path: Path) -> None:
         partial.replace(path)
     except Exception as error:  # of any storage's client
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        room = ". Free space, lower max_cache_size, or give another cache_dir" if full else ""
-        kind = OSError if full or not isinstance(error, FileNotFoundError) else FileNotFoundError
-        raise kind(f"cannot load {url} to {path.parent} ({error}){room}") from error
+        advice = "Free space, lower max_cache_size, or give another cache_dir"
+        if not full:
+            advice = "Is the pack complete there, and may it be read?"
+        raise OSError(f"cannot load {url} to {path.parent} ({error}). {advice}") from error
     finally:
         for left in path.parent.glob(f"{partial.name}*"):
             left.unlink(missing_ok=True)
@@ -157,7 +158,9 @@ class ChunkCache:
 
     def _make_room(self, size: int) -> None:
         found = []
-        for path in self.folder.parent.rglob("*.bin"):
+        for path in self.folder.parent.glob("*/*/*.bin*"):  # half loaded ones of killed runs too
+            if path.suffix == ".lock":
+                continue
             try:
                 state = path.stat()
             except FileNotFoundError:  # another process made room
