@@ -182,8 +182,10 @@ class ChunkSampler(ShuffledSampler):
 
     def _order(self, count: int, generator: torch.Generator) -> Sequence[int]:
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._ends[:-1]])
+        visits = chunk_order(len(starts), generator)
         order: list[int] = []
-        for chunks in chunk_order(len(starts), generator).split(MIXED):
+        for first in range(0, len(visits), MIXED):
+            chunks = visits[first : first + MIXED]
             spans = zip(starts[chunks].tolist(), self._ends[chunks].tolist(), strict=True)
             mixed = torch.cat([torch.arange(start, end) for start, end in spans])
             order += mixed[torch.randperm(len(mixed), generator=generator)].tolist()

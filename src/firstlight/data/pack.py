@@ -57,7 +57,7 @@ def data_pack(
     need_litdata()
     if not isinstance(data, ImageFilesDataModule):
         raise ValueError(
-            f"{type(data).__title_} reads no image files: pack a folder, a manifest, or a "
+            f"{type(data).__name__} reads no image files: pack a folder, a manifest, or a "
             "DataModule of image files"
         )
     folder = Path(output)
