@@ -83,6 +83,8 @@ def download(root: str, name: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _downloader(root, os.getpid()).download_file(url, str(partial))
+        if not partial.exists():  # litdata is silent about some files that are not there
+            raise FileNotFoundError("there is no such file")
         partial.replace(path)
     except Exception as error:  # of any storage's client
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

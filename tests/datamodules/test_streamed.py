@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from firstlight.data import data_check, data_pack
 from firstlight.datamodules import Corrupted, ImageFolderDataModule, StreamedDataModule
 from firstlight.datamodules.chunks import ChunkedExamples, bytes_of
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
-from firstlight.datamodules.samplers import MIXED, ChunkSampler
+from firstlight.datamodules.samplers import MIXED, ChunkSampler, chunk_order
+from firstlight.functional.seeding import keyed_generator
 
 SCRIPT = Path(__file__).with_name("resume_script.py")
 spec = importlib.util.spec_from_file_location("resume_script", SCRIPT)
@@ -196,6 +198,24 @@ def test_two_processes_share_the_examples_and_resume_bitwise(pack, tmp_path):
     assert re.search(r"resumed \d+ checkpoints bitwise", done.stdout)
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_the_next_chunks_are_loaded_meanwhile(make, pack, tmp_path, epoch):
+    data = make(True)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    loader.dataset.set_epoch(epoch)
+    examples = loader.dataset.sources
+    chunk_of = np.searchsorted(examples.ends.numpy(), list(loader.sampler), "right")
+    visits = chunk_order(len(examples.chunks), keyed_generator(3, epoch)).tolist()
+    assert set(visits[:MIXED]) == set(chunk_of[: sum(c in visits[:MIXED] for c in chunk_of)])
+    examples[int(examples.ends[visits[2]]) - 1]
+    expected = {examples.chunks[c].file for c in visits[2 : 3 + MIXED]}
+    deadline = time.monotonic() + 20
+    while {file.name for file in chunks_of(tmp_path / "cache")} != expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_small_cache_holds_no_more_than_it_may(make, pack, source, tmp_path, workers):
     total = sum(file.stat().st_size for file in pack.rglob("*.bin"))
@@ -314,6 +334,12 @@ def test_other_splits_on_resuming_are_noticed(make, source, pack):
     with pytest.warns(UserWarning, match="trained on other examples"):
         make().load_state_dict(state)
     assert make().state_dict() != state
+
+
+def test_prediction_needs_the_names_alone(pack, source):
+    data = StreamedDataModule(str(pack))
+    data.setup("predict")
+    assert data.class_names == source.class_names and data._splits is None
 
 
 def test_examples_survive_a_pickle_and_slices(make):
