@@ -1,14 +1,10 @@
 """Chunk files of litdata, read where they lie or through a cache of those in object storage."""
 
-import errno
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from re import fullmatch
 from struct import error as StructError
 from struct import unpack_from
 from typing import Any, NamedTuple
@@ -16,23 +12,18 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from firstlight.datamodules.chunk_cache import ChunkCache
 from firstlight.datamodules.image_files import Encoded
 from firstlight.datamodules.samplers import MIXED
-
-REMOTE = ("s3://", "gs://", "azure://", "r2://", "local:")
-"""What a root begins with that litdata loads from."""
 
 FORMAT = ["bytes", "int", "int", "bytes", "int"]
 """litdata's types of an item: the file's content, target, number, name, and `checksum`.
 
 The name is no str: litdata puts the image in the place of one that is an image's path.
 """
-
-_PATIENCE = 600.0  # seconds for another process to load a chunk
 
 
 class Chunk(NamedTuple):
@@ -46,141 +37,6 @@ class Chunk(NamedTuple):
 def checksum(content: bytes, target: int, number: int, name: bytes) -> int:
     """CRC-32 of all that an item says."""
     return crc32(content, crc32(b"%d %d %b" % (target, number, name)))
-
-
-def bytes_of(size: int | str) -> int:
-    """Return a size in bytes: a number, or one with KB, MB, GB or TB (powers of 1000).
-
-    Raises:
-        ValueError: for anything else, or nothing.
-    """
-    match = fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(size).strip().upper())
-    found = 0 if match is None else int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
-    if found < 1:
-        raise ValueError(f"a size is a number of bytes, or such as '100GB', not {size!r}")
-    return found
-
-
-def need_litdata() -> None:
-    """Raise ImportError, naming the extra, where litdata is not installed."""
-    try:
-        import litdata  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "packing images, and reading packs from object storage, need litdata: "
-            "pip install 'firstlight[streaming]'"
-        ) from error
-
-
-def download(root: str, name: str, path: Path) -> None:
-    """Load ``root/name`` to ``path``, all or nothing.
-
-    Raises:
-        OSError: if it cannot be loaded or written; names both.
-    """
-    url = f"{root.rstrip('/')}/{name}"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _downloader(root, os.getpid()).download_file(url, str(partial))
-        if not partial.exists():  # litdata is silent about some files that are not there
-            raise FileNotFoundError("there is no such file")
-        partial.replace(path)
-    except Exception as error:  # of any storage's client
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        advice = "Free space, lower max_cache_size, or give another cache_dir"
-        if not full:
-            advice = "Is the pack complete there, and may it be read?"
-        raise OSError(f"cannot load {url} to {path.parent} ({error}). {advice}") from error
-    finally:
-        for left in path.parent.glob(f"{partial.name}*"):
-            left.unlink(missing_ok=True)
-
-
-@cache  # by process: clients of object storage do not survive a fork
-def _downloader(root: str, process: int) -> Any:
-    need_litdata()
-    from litdata.streaming.downloader import get_downloader
-
-    return get_downloader(root, "", [])
-
-
-class ChunkCache:
-    """Files of a pack in object storage, kept on this machine up to a size, and shared by it.
-
-    The files used longest ago make room. Whoever has one open goes on reading it.
-
-    Args:
-        root: URL of the pack.
-        folder: of this pack's files.
-        limit: bytes that all files in the folder above may take, about.
-    """
-
-    def __init__(self, root: str, folder: Path, limit: int) -> None:
-        self.root, self.folder, self.limit = root, folder, limit
-        self._loading: set[str] = set()
-
-    def fetch(self, name: str, size: int) -> Path:
-        """Return the path of a file, loaded if it is not here.
-
-        Raises:
-            OSError: if it cannot be loaded or written; names it.
-            ValueError: if it has another size than ``size`` where it comes from.
-        """
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{path}.lock", timeout=_PATIENCE):
-                if not _has_size(path, size):
-                    self._make_room(size)
-                    download(self.root, name, path)
-                    if not _has_size(path, size):
-                        found = path.stat().st_size
-                        path.unlink()
-                        raise ValueError(
-                            f"{self.root}/{name} has {found} bytes, not {size} as pack.json says: "
-                            "it was cut off or replaced; upload it again"
-                        )
-                os.utime(path)
-        except Timeout as error:
-            raise TimeoutError(f"{path}: another process is loading it since long") from error
-        return path
-
-    def expect(self, name: str, size: int) -> None:
-        """Begin to load a file that will be asked for; what goes wrong is raised when it is."""
-        if name not in self._loading and not _has_size(self.folder / name, size):
-            self._loading.add(name)
-            _downloader(self.root, os.getpid())  # before there are threads
-            threading.Thread(target=self._try, args=(name, size), daemon=True).start()
-
-    def _try(self, name: str, size: int) -> None:
-        with suppress(OSError, ValueError):
-            self.fetch(name, size)
-        self._loading.discard(name)
-
-    def _make_room(self, size: int) -> None:
-        found = []
-        for path in self.folder.parent.glob("*/*/*.bin*"):  # half loaded ones of killed runs too
-            if path.suffix == ".lock":
-                continue
-            try:
-                state = path.stat()
-            except FileNotFoundError:  # another process made room
-                continue
-            found.append((state.st_mtime_ns, state.st_size, path))
-        total = size + sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, path in sorted(found):
-            if total <= self.limit:
-                return
-            path.unlink(missing_ok=True)
-            total -= bytes_
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
 
 
 class ChunkedExamples(Sequence[Encoded]):

@@ -11,15 +11,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from firstlight.datamodules.chunks import (
+from firstlight.datamodules.chunk_cache import (
     REMOTE,
-    Chunk,
     ChunkCache,
-    ChunkedExamples,
     bytes_of,
     download,
     need_litdata,
 )
+from firstlight.datamodules.chunks import Chunk, ChunkedExamples
 from firstlight.datamodules.decoding import DecodingDataModule
 from firstlight.datamodules.image_files import ImageFiles, shared_number
 from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING

@@ -19,7 +19,8 @@ pytest.importorskip("litdata", reason="the extra 'streaming' is not installed")
 
 from firstlight.data import data_check, data_pack
 from firstlight.datamodules import Corrupted, ImageFolderDataModule, StreamedDataModule
-from firstlight.datamodules.chunks import ChunkedExamples, bytes_of
+from firstlight.datamodules.chunk_cache import bytes_of
+from firstlight.datamodules.chunks import ChunkedExamples
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
 from firstlight.datamodules.samplers import MIXED, ChunkSampler, chunk_order
 from firstlight.functional.seeding import keyed_generator

@@ -10,14 +10,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from firstlight.datamodules.base import ImageDataModule
-from firstlight.datamodules.chunks import (
-    FORMAT,
-    Chunk,
-    ChunkedExamples,
-    bytes_of,
-    checksum,
-    need_litdata,
-)
+from firstlight.datamodules.chunk_cache import bytes_of, need_litdata
+from firstlight.datamodules.chunks import FORMAT, Chunk, ChunkedExamples, checksum
 from firstlight.datamodules.image_files import ImageFiles, for_each_file, read_bytes
 from firstlight.datamodules.image_files_datamodule import ImageFilesDataModule
 from firstlight.datamodules.streamed import PACK, SPLITS, VERSION
