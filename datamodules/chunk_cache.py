@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from re import fullmatch
+from time import time
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -41,11 +42,11 @@ def need_litdata() -> None:
         ) from error
 
 
-def download(root: str, name: str, path: Path) -> None:
-    """Load ``root/name`` to ``path``, all or nothing.
+def download(root: str, name: str, path: Path, size: int | None = None) -> int:
+    """Load ``root/name`` to ``path``, all or nothing, and return it opened for reading.
 
     Raises:
-        OSError: if it cannot be loaded or written; names both.
+        OSError: if it cannot be loaded or written, or has another size than ``size``; names it.
     """
     url = f"{root.rstrip('/')}/{name}"
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -54,6 +55,10 @@ def download(root: str, name: str, path: Path) -> None:
         _downloader(root, os.getpid()).download_file(url, str(partial))
         if not partial.exists():  # litdata is silent about some files that are not there
             raise FileNotFoundError("there is no such file")
+        found = partial.stat().st_size
+        if size not in (None, found):
+            raise ValueError(f"it has {found} bytes, not {size} as pack.json says")
+        file = os.open(partial, os.O_RDONLY)
         partial.replace(path)
     except Exception as error:  # of any storage's client
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -64,6 +69,7 @@ def download(root: str, name: str, path: Path) -> None:
     finally:
         for left in path.parent.glob(f"{partial.name}*"):
             left.unlink(missing_ok=True)
+    return file
 
 
 @cache  # by process: clients of object storage do not survive a fork
@@ -89,54 +95,49 @@ class ChunkCache:
         self.root, self.folder, self.limit = root, folder, limit
         self._loading: set[str] = set()
 
-    def fetch(self, name: str, size: int) -> Path:
-        """Return the path of a file, loaded if it is not here.
+    def open(self, name: str, size: int) -> int:
+        """Return a file opened for reading, loaded if it is not here.
+
+        Others may make room of it the next moment: what is open stays readable.
 
         Raises:
-            OSError: if it cannot be loaded or written; names it.
-            ValueError: if it has another size than ``size`` where it comes from.
+            OSError: if it cannot be loaded or written, or has another size than ``size`` where it
+                comes from; names it.
         """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(f"{path}.lock", timeout=_PATIENCE):
-                if not _has_size(path, size):
+                file = _opened(path, size)
+                if file is None:
                     self._make_room(size)
-                    download(self.root, name, path)
-                    if not _has_size(path, size):
-                        found = path.stat().st_size
-                        path.unlink()
-                        raise ValueError(
-                            f"{self.root}/{name} has {found} bytes, not {size} as pack.json says: "
-                            "it was cut off or replaced; upload it again"
-                        )
-                os.utime(path)
+                    file = download(self.root, name, path, size)
         except Timeout as error:
             raise TimeoutError(f"{path}: another process is loading it since long") from error
-        return path
+        with suppress(FileNotFoundError):  # another process made room
+            os.utime(path)
+        return file
 
     def expect(self, name: str, size: int) -> None:
         """Begin to load a file that will be asked for; what goes wrong is raised when it is."""
-        if name not in self._loading and not _has_size(self.folder / name, size):
+        if name not in self._loading and not (self.folder / name).exists():
             self._loading.add(name)
             _downloader(self.root, os.getpid())  # before there are threads
             threading.Thread(target=self._try, args=(name, size), daemon=True).start()
 
     def _try(self, name: str, size: int) -> None:
-        with suppress(OSError, ValueError):
-            self.fetch(name, size)
+        with suppress(OSError):
+            os.close(self.open(name, size))
         self._loading.discard(name)
 
     def _make_room(self, size: int) -> None:
         found = []
-        for path in self.folder.parent.glob("*/*/*.bin*"):  # half loaded ones of killed runs too
-            if path.suffix == ".lock":
-                continue
-            try:
+        for path in self.folder.parent.glob("*/*/*.bin*"):
+            with suppress(FileNotFoundError):  # another process made room
                 state = path.stat()
-            except FileNotFoundError:  # another process made room
-                continue
-            found.append((state.st_mtime_ns, state.st_size, path))
+                loading = path.name.startswith(".") and time() - state.st_mtime < _PATIENCE
+                if path.suffix != ".lock" and not loading:
+                    found.append((state.st_mtime_ns, state.st_size, path))
         total = size + sum(bytes_ for _, bytes_, _ in found)
         for _, bytes_, path in sorted(found):
             if total <= self.limit:
@@ -145,8 +146,12 @@ class ChunkCache:
             total -= bytes_
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _opened(path: Path, size: int) -> int | None:
     try:
-        return path.stat().st_size == size
+        file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
+    if os.fstat(file).st_size == size:
+        return file
+    os.close(file)
+    return None

@@ -113,19 +113,13 @@ class ChunkedExamples(Sequence[Encoded]):
 
     def _descriptor(self, chunk: int) -> int:
         file, _, size = self.chunks[chunk]
-        if self._cached is None:
-            path = Path(self._folder, file)
-            try:
-                return os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{path} is gone: copy or pack the images again") from None
-        for _ in range(3):
-            path = self._cached.fetch(f"{self._folder}/{file}", size)
-            try:
-                return os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # made room for another
-                continue
-        raise OSError(f"{path} is deleted as soon as it is loaded: raise max_cache_size")
+        if self._cached is not None:
+            return self._cached.open(f"{self._folder}/{file}", size)
+        path = Path(self._folder, file)
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is gone: copy or pack the images again") from None
 
     def _expect_next(self, chunk: int) -> None:
         if self._cached is None:

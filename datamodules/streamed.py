@@ -1,6 +1,7 @@
 """Images packed by ``firstlight data pack``, from a folder or from object storage."""
 
 import json
+import os
 from collections.abc import Mapping
 from copy import copy
 from hashlib import blake2b
@@ -211,7 +212,7 @@ def _remote_pack(root: str) -> str:
     with TemporaryDirectory() as folder:
         path = Path(folder) / PACK
         try:
-            download(root, PACK, path)
+            os.close(download(root, PACK, path))
         except OSError as error:
             raise FileNotFoundError(
                 f"no {PACK} can be loaded from {root}: give what 'firstlight data pack' wrote to, "

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import pickle
 import re
 import resource
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +21,7 @@ pytest.importorskip("litdata", reason="the extra 'streaming' is not installed")
 
 from firstlight.data import data_check, data_pack
 from firstlight.datamodules import Corrupted, ImageFolderDataModule, StreamedDataModule
-from firstlight.datamodules.chunk_cache import bytes_of
+from firstlight.datamodules.chunk_cache import ChunkCache, bytes_of
 from firstlight.datamodules.chunks import ChunkedExamples
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles
 from firstlight.datamodules.samplers import MIXED, ChunkSampler, chunk_order
@@ -230,6 +232,23 @@ def test_a_small_cache_holds_no_more_than_it_may(make, pack, source, tmp_path, w
     assert not list((tmp_path / "cache").rglob(".*"))  # nothing half loaded
     with pytest.raises(ValueError, match="max_cache_size=100 holds no chunk"):
         make(True, max_cache_size=100)
+
+
+def test_files_are_readable_however_soon_others_make_room(pack, tmp_path):
+    """Eight readers in a cache of two files."""
+    files = chunks_of(pack)
+    limit = 2 * max(file.stat().st_size for file in files)
+    cache = ChunkCache(f"local:{pack}", tmp_path / "cache/pack", limit)
+
+    def read(number):
+        file = files[number % len(files)]
+        descriptor = cache.open(f"train/{file.name}", file.stat().st_size)
+        content = os.pread(descriptor, 10**6, 0)
+        os.close(descriptor)
+        return content == file.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, np.random.default_rng(0).integers(0, 99, 400).tolist()))
 
 
 def test_images_packed_anew_are_loaded_anew(make, pack, source, tmp_path):
