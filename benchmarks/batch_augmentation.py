@@ -17,7 +17,7 @@ from side_by_side import in_turn, publish, ratio, seconds
 from torchvision.transforms import v2
 
 from firstlight.datamodules.batch_augmentation import BatchAugmentation
-from firstlight.datamodules.image_files_datamodule import IMAGENET_PREPROCESSING as HOW
+from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING as HOW
 
 
 def rows_of(device: torch.device, rounds: int, size: int, count: int) -> list[dict[str, str]]:

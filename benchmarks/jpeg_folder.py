@@ -28,8 +28,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from firstlight.datamodules import ImageFolderDataModule
-from firstlight.datamodules.image_files_datamodule import IMAGENET_PREPROCESSING as HOW
 from firstlight.datamodules.jpeg_regions import SimpleJpeg, best_decoder
+from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING as HOW
 from firstlight.datamodules.random_crops import RandomCrops
 
 BATCH, PASSES = 64, 2

@@ -11,6 +11,7 @@ from firstlight.datamodules.imagenet import ImageNetDataModule
 from firstlight.datamodules.inaturalist import INaturalistDataModule
 from firstlight.datamodules.mnist import MNISTDataModule
 from firstlight.datamodules.shifts import Shift
+from firstlight.datamodules.streamed import StreamedDataModule
 
 __all__ = [
     "CIFARC",
@@ -27,4 +28,5 @@ __all__ = [
     "ImageNetDataModule",
     "MNISTDataModule",
     "Shift",
+    "StreamedDataModule",
 ]

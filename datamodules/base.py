@@ -150,13 +150,14 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
             return
         for shift in self.test_sets.values():
             shift.check()
-        sources = self._read()
-        self._class_names = list(sources.train.classes)
-        self._splits = cut_splits(
-            sources, self.protocol, self.val, self.holdout, self.seed, self.probe_size
-        )
+        self._splits = self._cut(self._read())
+        self._class_names = list(self._splits.train.classes)
         warn_of_protocol(self.protocol)
         rank_zero_info(self.summary())
+
+    def _cut(self, sources: Sources[T]) -> Splits[T]:
+        shares = self.val, self.holdout
+        return cut_splits(sources, self.protocol, *shares, self.seed, self.probe_size)
 
     @property
     def _ready(self) -> Splits[T]:
@@ -297,6 +298,5 @@ class ImageDataModule(PreparedDataModule, ABC, Generic[T]):
 
     def _train_sampler(self, data: T) -> Sampler[int]:
         shuffled = not getattr(self.trainer, "overfit_batches", 0)  # then Lightning wants none
-        return training_order(
-            data, self.sampling, shuffled, self.seed, *self._shard, self._epoch_of_run
-        )
+        how = self.seed, *self._shard, self._epoch_of_run
+        return training_order(data, self.sampling, shuffled, *how)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from firstlight.datamodules.image_files import DAMAGE, decode_bytes, read_bytes
+from firstlight.datamodules.image_files import DAMAGE, Encoded, Source, content_of, decode_bytes
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -53,15 +53,16 @@ class ImageFacts(NamedTuple):
     problem: str | None = None
 
 
-def examine(path: str) -> ImageFacts:
-    """Decode one file as training does and say what it is; damage is described, not raised.
+def examine(source: Source) -> ImageFacts:
+    """Decode one image as training does and say what it is; damage is described, not raised.
 
     Cost: one decode. The trap: the same picture encoded twice by a lossy codec has different
     pixels; such pairs are not found.
     """
+    path = source.name if isinstance(source, Encoded) else source
     facts = ImageFacts(path)
     try:
-        content = read_bytes(path)
+        content = content_of(source).content
         facts = facts._replace(size=len(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is reported

@@ -4,9 +4,10 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -22,6 +23,7 @@ from firstlight.datamodules.tree_index import IMAGE_SUFFIXES, index_tree
 from firstlight.functional.seeding import keyed_randomness
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 # what PIL's plugins raise for damaged files
 DAMAGE = (
@@ -47,6 +49,22 @@ class LabelledFiles(NamedTuple):
     classes: list[str]
 
 
+class Encoded(NamedTuple):
+    """An image file's content, and what to call it in messages."""
+
+    content: bytes
+    name: str
+
+
+Source = str | Encoded
+"""What an image is decoded from: the path of its file, or the content."""
+
+
+def content_of(source: Source) -> Encoded:
+    """Return the content and name of a source; a path is read as `read_bytes` does."""
+    return source if isinstance(source, Encoded) else Encoded(read_bytes(source), source)
+
+
 def read_bytes(path: str) -> bytes:
     """Return the content of a file, or of one within a tar file (see `archives`).
 
@@ -69,8 +87,8 @@ def read_bytes(path: str) -> bytes:
     return content
 
 
-def decode(path: str, mode: str = "RGB") -> Image.Image:
-    """Read one image file, as torchvision and timm do.
+def decode(source: Source, mode: str = "RGB") -> Image.Image:
+    """Decode one image, as torchvision and timm do.
 
     Of an animation that is the first picture; the orientation in EXIF data is not applied; CMYK,
     grey and palettes are converted as PIL does it, transparency is dropped.
@@ -81,7 +99,7 @@ def decode(path: str, mode: str = "RGB") -> Image.Image:
             of 16 to 8), or has more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million
             by default); names it.
     """
-    return decode_bytes(read_bytes(path), path, mode)
+    return decode_bytes(*content_of(source), mode)
 
 
 def decode_bytes(content: bytes, path: str, mode: str = "RGB") -> Image.Image:
@@ -165,14 +183,14 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def for_each_file(
-    function: Callable[[str], R], paths: Sequence[str], description: str, at_once: int = 2048
+    function: Callable[[S], R], paths: Sequence[S], description: str, at_once: int = 2048
 ) -> Iterator[R]:
     """Apply ``function`` to every path in threads, in order, under a progress bar on rank zero.
 
-    At most ``at_once`` results are held before they are asked for.
+    At most ``at_once`` results are held before they are asked for. Other things than paths do too.
     """
     starts = range(0, len(paths), at_once)
-    blocks: Iterable[Sequence[str]] = [paths[i : i + at_once] for i in starts]
+    blocks: Iterable[Sequence[S]] = [paths[i : i + at_once] for i in starts]
     console = Console(stderr=True)
     silent = not console.is_terminal or getattr(rank_zero_only, "rank", 0) != 0
     blocks = track(blocks, description, console=console, transient=True, disable=silent)
@@ -182,18 +200,18 @@ def for_each_file(
 
 
 class Transformed:
-    """Reads a file by PIL and transforms the image: what evaluation does."""
+    """Decodes by PIL and transforms the image: what evaluation does."""
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], mode: str = "RGB") -> None:
         self._transform, self._mode = transform, mode
 
-    def __call__(self, path: str) -> Tensor:
-        """Return the transformed image of one file."""
-        return self._transform(decode(path, self._mode))
+    def __call__(self, source: Source) -> Tensor:
+        """Return the transformed image of one source."""
+        return self._transform(decode(source, self._mode))
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Labelled image files; items are (what ``read`` makes of a path, int target).
+    """Labelled image files; items are (what ``read`` makes of a source, int target).
 
     With a seed, what reads example i in epoch e draws from torch's CPU generator keyed by (seed, e,
     i), whose state is restored: so the augmentation depends on no worker, order or earlier epoch.
@@ -201,47 +219,53 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     Args:
         files: paths, targets and class names.
-        read: makes an example of a path; None for files that are only counted and divided.
+        read: makes an example of a path (a subclass may give `Encoded`); None for files that are
+            only counted and divided.
         seed: key of random reading; None where nothing is drawn.
     """
 
     def __init__(
         self,
         files: LabelledFiles,
-        read: Callable[[str], Any] | None = None,
+        read: Callable[[Any], Any] | None = None,
         seed: int | None = None,
     ) -> None:
         self.paths = FileTable.of(files.paths)
         self.targets, self.classes = files.targets, files.classes
         self._read, self._seed = read, seed
-        # in shared memory: workers that outlive an epoch have to see the next one
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has not typed it
+        self._epoch = shared_number()
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch, to worker processes too."""
         self._epoch.fill_(epoch)
 
+    @property
+    def sources(self) -> Sequence[Source]:
+        """What the examples are read from."""
+        return self.paths
+
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         assert self._read is not None, "use with_reader or with_transform first"
-        path = self.paths[index]
+        source = self.sources[index]
         if self._seed is None:
-            return self._read(path), self.targets[index]
+            return self._read(source), self.targets[index]
         repeat = getattr(index, "repeat", 0)  # of a sampler with replacement, see Draw
         keys = (index, repeat) if repeat else (index,)
         with keyed_randomness(self._seed, int(self._epoch), *keys):
-            return self._read(path), self.targets[index]
+            return self._read(source), self.targets[index]
 
-    def with_reader(self, read: Callable[[str], Any], seed: int | None = None) -> "ImageFiles":
+    def with_reader(self, read: Callable[[Any], Any], seed: int | None = None) -> Self:
         """Return the same files, read by ``read``."""
-        return ImageFiles(LabelledFiles(self.paths, self.targets, self.classes), read, seed)
+        other = copy(self)
+        other._read, other._seed, other._epoch = read, seed, shared_number()
+        return other
 
     def with_transform(
         self, transform: Callable[[Image.Image], Tensor], seed: int | None = None
-    ) -> "ImageFiles":
+    ) -> Self:
         """Return the same files, read by PIL under another transform."""
         return self.with_reader(Transformed(transform), seed)
 
@@ -250,6 +274,13 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         targets = [self.targets[i] for i in index.tolist()]
         files = LabelledFiles(self.paths.take(index.numpy()), targets, self.classes)
         return ImageFiles(files, self._read, self._seed)
+
+
+def shared_number() -> Tensor:
+    """Return an int64 in shared memory: workers that outlive an epoch have to see the next one."""
+    number = torch.zeros((), dtype=torch.int64)
+    number.share_memory_()  # type: ignore[no-untyped-call]  # torch has not typed it
+    return number
 
 
 class UnlabelledImages(Dataset[tuple[Tensor, int]]):

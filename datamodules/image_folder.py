@@ -9,11 +9,9 @@ from firstlight.datamodules.image_files import (
     class_folders,
     scan_classes,
 )
-from firstlight.datamodules.image_files_datamodule import (
-    IMAGENET_PREPROCESSING,
-    ImageFilesDataModule,
-)
+from firstlight.datamodules.image_files_datamodule import ImageFilesDataModule
 from firstlight.datamodules.manifest import SPLITS, UNDIVIDED, read_manifest
+from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING
 from firstlight.datamodules.splits import Sources, take_test
 
 

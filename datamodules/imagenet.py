@@ -6,10 +6,7 @@ from typing import Any
 
 from firstlight.datamodules.archives import index_archive
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles, class_folders
-from firstlight.datamodules.image_files_datamodule import (
-    IMAGENET_PREPROCESSING,
-    ImageFilesDataModule,
-)
+from firstlight.datamodules.image_files_datamodule import ImageFilesDataModule
 from firstlight.datamodules.imagenet_files import (
     TRAIN_ARCHIVE,
     UNKNOWN,
@@ -23,6 +20,7 @@ from firstlight.datamodules.imagenet_files import (
 )
 from firstlight.datamodules.imagenet_labels import readable_names, validation_labels
 from firstlight.datamodules.lists import find_lists, read_list
+from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING
 from firstlight.datamodules.splits import Sources
 from firstlight.datamodules.subsets import evenly_spaced, number_by, take_fraction
 

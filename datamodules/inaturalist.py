@@ -6,10 +6,7 @@ from typing import Any, get_args
 
 from firstlight.datamodules.coco_json import read_coco
 from firstlight.datamodules.image_files import ImageFiles, LabelledFiles, class_folders
-from firstlight.datamodules.image_files_datamodule import (
-    IMAGENET_PREPROCESSING,
-    ImageFilesDataModule,
-)
+from firstlight.datamodules.image_files_datamodule import ImageFilesDataModule
 from firstlight.datamodules.inaturalist_files import (
     NAMES,
     Version,
@@ -19,6 +16,7 @@ from firstlight.datamodules.inaturalist_files import (
     read_categories,
 )
 from firstlight.datamodules.lists import find_lists
+from firstlight.datamodules.preprocessing import IMAGENET_PREPROCESSING
 from firstlight.datamodules.splits import Sources
 from firstlight.datamodules.subsets import take_fraction
 from firstlight.datamodules.taxonomy import (

@@ -52,6 +52,12 @@ class Preprocessing:
         return int(self.img_size / self.crop_pct)
 
 
+IMAGENET_PREPROCESSING = Preprocessing(
+    224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+)
+"""What timm takes where a model says nothing."""
+
+
 def resolve_preprocessing(
     explicit: dict[str, Any], model_name: str | None, native: Preprocessing
 ) -> tuple[Preprocessing, dict[str, str]]:

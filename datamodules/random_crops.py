@@ -1,7 +1,7 @@
 """Training crops of image files: drawn as torchvision draws them, decoded as far as needed."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from firstlight.datamodules.batch_augmentation import BatchAugmentation
-from firstlight.datamodules.image_files import decode_bytes, read_bytes
+from firstlight.datamodules.image_files import Source, content_of, decode_bytes
 from firstlight.datamodules.jpeg_regions import Box, Decoder, Jpeg, best_decoder
 from firstlight.functional.augment import resize
 from firstlight.functional.augment_draws import Draws
@@ -39,7 +39,7 @@ def choose_decoder(name: DecoderName) -> Decoder | None:
 
 
 class RandomCrops:
-    """Reads a file and returns a random crop of it, resized: uint8 (3, size, size).
+    """Reads an image and returns a random crop of it, resized: uint8 (3, size, size).
 
     The crop is drawn by torchvision's ``RandomResizedCrop`` from torch's global generator, before
     anything is decoded; so it is the same whatever decodes. PIL decodes everything, crops and
@@ -68,22 +68,22 @@ class RandomCrops:
         self._size, self._interpolation, self._decoder = size, interpolation, decoder
         self._random = v2.RandomResizedCrop(size, scale, ratio)
 
-    def __call__(self, path: str) -> Tensor:
-        """Return a random crop of one file.
+    def __call__(self, source: Source) -> Tensor:
+        """Return a random crop of one image.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it cannot be decoded; names it.
         """
-        content = read_bytes(path)
+        content, name = content_of(source)
         jpeg = None if self._decoder is None else self._decoder.header(content)
         if jpeg is None:
-            image = decode_bytes(content, path)
+            image = decode_bytes(content, name)
             return self._reference(image, self.draw(image.height, image.width))
         box = self.draw(jpeg.height, jpeg.width)
         pixels = self._region(jpeg, box)
         if pixels is None:
-            return self._reference(decode_bytes(content, path), box)
+            return self._reference(decode_bytes(content, name), box)
         return self._resized(pixels)
 
     def of_pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -118,12 +118,12 @@ class RandomCrops:
 class WithDraws:
     """Reads a crop and then draws, from the same generator, what is to be done to it in a batch."""
 
-    def __init__(self, crops: Callable[[str], Tensor], augmentation: BatchAugmentation) -> None:
+    def __init__(self, crops: Callable[[Any], Tensor], augmentation: BatchAugmentation) -> None:
         self._crops, self._augmentation = crops, augmentation
 
-    def __call__(self, path: str) -> tuple[Tensor, Draws]:
-        """Return the crop of one file and parameters for one image."""
-        crop = self._crops(path)
+    def __call__(self, source: Source) -> tuple[Tensor, Draws]:
+        """Return the crop of one image and parameters for it."""
+        crop = self._crops(source)
         size = (crop.shape[1], crop.shape[2])
         return crop, self._augmentation.draw(1, size, torch.default_generator)
 

@@ -55,11 +55,15 @@ class ShuffledSampler(DistributedSampler[int]):
         order: list[int] = torch.randperm(count, generator=generator).tolist()
         return order
 
+    def _share(self, padded: list[int]) -> list[int]:
+        """This rank's part of the order."""
+        return padded[self.rank :: self.num_replicas]
+
     def __iter__(self) -> Iterator[int]:
         count = len(self.dataset)  # type: ignore[arg-type]  # sized, see the constructor
         order = self._order(count, keyed_generator(self.seed, self.epoch))
         padded = (list(order) * -(-self.total_size // count))[: self.total_size]
-        return iter(padded[self.rank :: self.num_replicas][self.start :])
+        return iter(self._share(padded)[self.start :])
 
 
 class Draw(int):
@@ -138,6 +142,57 @@ class ClassSampler(ShuffledSampler):
             order.append(Draw(number, repeat) if repeat else number)
             before[number] += 1
         return order
+
+
+MIXED = 8
+"""Chunks whose examples are shuffled together."""
+
+
+def chunk_order(count: int, generator: torch.Generator) -> Tensor:
+    """Draw the order in which an epoch visits ``count`` chunks, int64."""
+    return torch.randperm(count, generator=generator)
+
+
+class ChunkSampler(ShuffledSampler):
+    """Visit chunks in random order, the examples of `MIXED` chunks at a time shuffled together.
+
+    The order is drawn as in `ShuffledSampler` by (seed, epoch), the same on every rank; but a rank
+    takes a stretch of it, so that W ranks read each chunk about once between them, not W times.
+    Where chunks are random samples of the data, so is every stretch.
+
+    Args:
+        ends: int64 (C,), the number of examples up to each chunk's end; examples are numbered by
+            chunk.
+        seed: any integer.
+        num_replicas: number of ranks W.
+        rank: this rank.
+        current_epoch: as for `ShuffledSampler`.
+    """
+
+    def __init__(
+        self,
+        ends: Tensor,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        current_epoch: Callable[[], int | None] | None = None,
+    ) -> None:
+        super().__init__(range(int(ends[-1])), seed, num_replicas, rank, current_epoch)
+        self._ends = ends
+
+    def _order(self, count: int, generator: torch.Generator) -> Sequence[int]:
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._ends[:-1]])
+        visits = chunk_order(len(starts), generator)
+        order: list[int] = []
+        for first in range(0, len(visits), MIXED):
+            chunks = visits[first : first + MIXED]
+            spans = zip(starts[chunks].tolist(), self._ends[chunks].tolist(), strict=True)
+            mixed = torch.cat([torch.arange(start, end) for start, end in spans])
+            order += mixed[torch.randperm(len(mixed), generator=generator)].tolist()
+        return order
+
+    def _share(self, padded: list[int]) -> list[int]:
+        return padded[self.rank * self.num_samples :][: self.num_samples]
 
 
 def check_sampling(sampling: object) -> None:

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from firstlight import cli
+from firstlight.data import data_pack
+from firstlight.datamodules import ImageFolderDataModule
 from firstlight.datamodules.array_shifts import MNIST_C
 from firstlight.functional.corruptions import BENCHMARK, PUBLISHED
 
@@ -40,6 +42,12 @@ def images(tmp_path):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 36), tuple(c + index for c in colour)).save(file)
     return tmp_path / "data/images"
+
+
+@pytest.fixture
+def packed(images, tmp_path):
+    """The two classes, packed."""
+    data_pack(ImageFolderDataModule(str(images)), tmp_path / "data/packed")
 
 
 @pytest.fixture

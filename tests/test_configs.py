@@ -110,7 +110,7 @@ def test_every_config_of_test_sets_tests(name, firstlight, shifted, tmp_path):
 
 def from_files(name):
     """Small and quick arguments where a config's images are files."""
-    kinds = ("ImageFolder", "DomainFolder", "ImageNetDataModule", "INaturalistDataModule")
+    kinds = ("ImageFolder", "ImageNetDataModule", "INaturalistDataModule", "StreamedDataModule")
     text = CONFIGS[name].read_text()
     quick = ["--data.img_size=32", "--data.num_workers=0"]
     return quick if any(f"class_path: {kind}" in text for kind in kinds) else []
@@ -118,7 +118,7 @@ def from_files(name):
 
 @pytest.mark.parametrize("data", KINDS["data"])
 def test_every_data_config_trains(
-    data, firstlight, images, cifar, mnist, domains, published, tmp_path
+    data, firstlight, images, packed, cifar, mnist, domains, published, tmp_path
 ):
     small = ["--data.imbalance_factor=2"] if "cifar" in data else []
     small += from_files(data)

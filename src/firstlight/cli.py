@@ -52,6 +52,7 @@ USAGE = """\
   [bold]compare[/]   which classes an arm hurts beyond seed noise, from several runs' folders
   [bold]data check[/]   unreadable images, duplicates between train and test, missing classes
   [bold]data show[/]    a picture of augmented training images
+  [bold]data pack[/]    image files written as a few large ones, to stream from object storage
   [bold]study[/]     a grid of runs (one factor, its values, seeds) from one file, then compare
   [bold]report[/]    one page about a run, a study or a comparison, with figures; opens from disk
   [bold]export[/]    write a checkpoint's weights as safetensors that timm.create_model loads

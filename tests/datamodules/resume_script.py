@@ -1,6 +1,7 @@
 """Two processes: train, save at every step, resume each checkpoint, compare; ranks disjoint.
 
-Arguments: a folder to work in, and one of ImageNet's layout to train on instead of digits.
+Arguments: a folder to work in, and what to train on instead of digits: a folder of ImageNet's
+layout, or the ``local:`` URL of a pack.
 """
 
 import sys
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from firstlight.datamodules import DigitsDataModule, ImageNetDataModule
+from firstlight.datamodules import DigitsDataModule, ImageNetDataModule, StreamedDataModule
 
 
 class Network(pl.LightningModule):
@@ -64,9 +65,11 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def main(folder: Path, root: str | None = None) -> None:
-    def images() -> ImageNetDataModule:
-        cut = {"val": 0, "holdout": 0}
-        return ImageNetDataModule(root, img_size=8, batch_size=4, num_workers=2, seed=3, **cut)
+    def images() -> ImageNetDataModule | StreamedDataModule:
+        how = {"img_size": 8, "batch_size": 4, "num_workers": 2, "seed": 3}
+        if root.startswith("local:"):
+            return StreamedDataModule(root, str(folder / "cache"), "20KB", **how)
+        return ImageNetDataModule(root, val=0, holdout=0, **how)
 
     many = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
     many["make_data"] = images if root else digits

@@ -15,7 +15,7 @@ from rich.table import Table
 from firstlight.data.findings import Example, Finding, findings
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.datamodules.examination import ImageFacts, examine, pixel_hash
-from firstlight.datamodules.image_files import for_each_file
+from firstlight.datamodules.image_files import ImageFiles, for_each_file
 from firstlight.runfolder import replacing
 
 SHOWN = 5
@@ -56,8 +56,8 @@ def data_check(data: "ImageDataModule[Any]", output: str | Path = "data_check") 
 
 def _examples(data: "ImageDataModule[Any]") -> Iterator[Example]:
     for part, images in data.parts.items():
-        if hasattr(images, "paths"):
-            facts: Any = for_each_file(examine, images.paths, f"Checking {part}")
+        if isinstance(images, ImageFiles):
+            facts: Any = for_each_file(examine, images.sources, f"Checking {part}")
         else:
             facts = (_in_memory(part, number, image) for number, (image, _) in enumerate(images))
         for label, fact in zip(images.targets, facts, strict=True):

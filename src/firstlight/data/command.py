@@ -1,4 +1,4 @@
-"""``firstlight data check`` and ``firstlight data show``: look at data before training on them."""
+"""``firstlight data check``, ``show`` and ``pack``: look at data before training; pack them."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from firstlight.data.check import data_check
 from firstlight.data.given import add_data_arguments, given_data, spelt_out
+from firstlight.data.pack import data_pack
 from firstlight.datamodules.base import ImageDataModule
 from firstlight.figures.training_images import training_images_figure
 from firstlight.terminal import console
@@ -18,6 +19,8 @@ from firstlight.terminal import console
 _USAGE = """\
 usage: firstlight data check SOURCE   unreadable files, duplicates, missing classes; a report
        firstlight data show SOURCE    a grid of augmented training images with their labels
+       firstlight data pack SOURCE OUT   the images in large files, to be streamed; with --data or
+                                      --config in place of SOURCE, OUT alone
 
 SOURCE is a folder of images by class, a manifest, or what fit takes: --data CLASS --data.OPTION,
 --config FILE. More: firstlight data check --help"""
@@ -47,9 +50,9 @@ def data_show(
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """Run ``firstlight data check`` or ``show``; a check that finds an error exits with 1."""
+    """Run ``firstlight data`` and one of its actions; a check that finds an error exits with 1."""
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if action not in ("check", "show"):
+    if action not in _DESCRIPTIONS:
         sys.exit(_USAGE if action in ("", "-h", "--help") else f"no {action!r}:\n{_USAGE}")
     parser = ArgumentParser(prog=f"firstlight data {action}", description=_DESCRIPTIONS[action])
     add_data_arguments(parser)
@@ -63,6 +66,12 @@ def command_line(arguments: Sequence[str]) -> None:
         if errors:
             sys.exit(f"firstlight data check: {len(errors)} kind(s) of error, see above")
         return
+    if action == "pack":
+        parser.add_argument("output", help="folder to write")
+        options = parser.parse_args(spelt_out(rest))
+        output = options.pop("output")
+        data_pack(given_data(options, parser), output)
+        return
     parser.add_argument("--output", default="training_images.png", help="the PNG to write")
     parser.add_argument("--count", type=int, default=48, help="images at most")
     options = parser.parse_args(spelt_out(rest))
@@ -73,4 +82,5 @@ def command_line(arguments: Sequence[str]) -> None:
 _DESCRIPTIONS = {
     "check": "Decode every image once and look for what spoils training or its evaluation.",
     "show": "Save training images as the network sees them: cropped, augmented, with labels.",
+    "pack": "Write the splits of image files as litdata chunks, which StreamedDataModule reads.",
 }
