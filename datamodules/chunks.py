@@ -1,4 +1,8 @@
-"""Chunk files of litdata, read where they lie or through a cache of those in object storage."""
+"""Chunk files of litdata, read where they lie or through a cache of those in object storage.
+
+litdata writes and loads them. Its own reader goes through them in an order that depends on workers
+and processes, and leaves some examples out: a run could not be resumed exactly with others.
+"""
 
 import os
 import threading
