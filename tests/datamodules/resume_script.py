@@ -73,6 +73,10 @@ def main(folder: Path, root: str | None = None) -> None:
 
     many = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
     many["make_data"] = images if root else digits
+    if root:
+        # Workers forked while gloo's thread frees what a validation's collective left may never
+        # start: CPython 3.11 waits in the child for a lock that this thread held in the parent.
+        many["limit_val_batches"] = 0
     every_step = saver(folder / "steps", every_n_train_steps=1)
     whole, trainer = fit(folder, callbacks=[every_step], **many)
     loader = trainer.datamodule.train_dataloader()
