@@ -5,6 +5,7 @@ layout, or the ``local:`` URL of a pack.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -20,6 +21,12 @@ class Network(pl.LightningModule):
         super().__init__()
         hidden = nn.Linear(64, 16)
         self.net = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(16, 10))
+
+    def on_train_start(self):
+        # Workers are forked next. While gloo's thread frees what a collective left, one may never
+        # start: CPython 3.11 waits in the child for a lock that this thread held in the parent.
+        if torch.distributed.is_initialized():
+            time.sleep(0.3)
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.net(batch[0][:, :1]), batch[1])
@@ -74,9 +81,7 @@ def main(folder: Path, root: str | None = None) -> None:
     many = {"max_epochs": 2, "devices": 2, "strategy": "ddp"}
     many["make_data"] = images if root else digits
     if root:
-        # Workers forked while gloo's thread frees what a validation's collective left may never
-        # start: CPython 3.11 waits in the child for a lock that this thread held in the parent.
-        many["limit_val_batches"] = 0
+        many["limit_val_batches"] = 0  # see on_train_start
     every_step = saver(folder / "steps", every_n_train_steps=1)
     whole, trainer = fit(folder, callbacks=[every_step], **many)
     loader = trainer.datamodule.train_dataloader()
