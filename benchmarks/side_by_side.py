@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -78,7 +79,8 @@ def publish(name: str, title: str, rows: Sequence[Mapping[str, str]], notes: str
     lines = [f"| {' | '.join(row.values())} |" for row in rows]
     text = [f"# {title}", "", f"| {head} |", "|" + "---|" * len(rows[0]), *lines, ""]
     text += [notes, ""] if notes else []
-    text += [f"`python benchmarks/{name}.py`, {date.today()}, {machine()}.", ""]
+    command = f"python benchmarks/{Path(sys.argv[0]).name}"  # several tables may come from one
+    text += [f"`{command}`, {date.today()}, {machine()}.", ""]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(text))
     content = {"title": title, "machine": machine(), "date": str(date.today()), "rows": rows}

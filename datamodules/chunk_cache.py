@@ -34,7 +34,7 @@ def bytes_of(size: int | str) -> int:
 def need_litdata() -> None:
     """Raise ImportError, naming the extra, where litdata is not installed."""
     try:
-        import litdata  # noqa: F401
+        import litdata  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise ImportError(
             "packing images, and reading packs from object storage, need litdata: "

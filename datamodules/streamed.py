@@ -66,7 +66,7 @@ class PackedImages(ImageFiles):
 
     def subset(self, index: Tensor) -> "PackedImages":
         """Refuse: what is packed is divided already."""
-        raise NotImplementedError("the splits of packed images were cut when they were packed")
+        raise TypeError("the splits of packed images were cut when they were packed")
 
 
 class StreamedDataModule(DecodingDataModule):

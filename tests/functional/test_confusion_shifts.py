@@ -10,16 +10,6 @@ from firstlight.functional import confusion_shifts
 CLASSES, ARMS = 5, np.array([0, 1, 0, 1, 0])
 
 
-@pytest.fixture
-def predicted():
-    generator = np.random.default_rng(0)
-    targets = generator.integers(0, CLASSES - 1, 200)  # the last class has no image
-    pred = np.where(
-        generator.random((5, 200)) < 0.6, targets, generator.integers(0, CLASSES, (5, 200))
-    )
-    return pred, targets
-
-
 def shares_of_runs(pred, targets, shifts):
     """P(pred | target) of every run, (runs, pairs), by sklearn.metrics.confusion_matrix."""
     n = np.bincount(targets, minlength=CLASSES)

@@ -16,16 +16,6 @@ from firstlight.functional import (
 CLASSES, ARMS = 5, np.array([0, 1, 0, 1, 0])
 
 
-@pytest.fixture
-def predicted():
-    generator = np.random.default_rng(0)
-    targets = generator.integers(0, CLASSES - 1, 200)  # the last class has no image
-    pred = np.where(
-        generator.random((5, 200)) < 0.6, targets, generator.integers(0, CLASSES, (5, 200))
-    )
-    return pred, targets
-
-
 def mean_over(pairs, correct, targets):
     lost = [np.bincount(targets, correct[a] & ~correct[b], CLASSES) for a, b in pairs]
     return np.mean(lost, axis=0)
